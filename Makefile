@@ -1,0 +1,47 @@
+# Everything starts from python3 and make: the first call creates .venv and installs, a later one starts at once.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.installed
+# More options for pip, e.g. PIP_FLAGS="--extra-index-url ..." with PyTorch's own index, for its small CPU build on Linux.
+PIP_FLAGS ?=
+# More options for `thesis run`, e.g. ARGS="--only 07 --jobs 2".
+ARGS    ?=
+PROFILE ?= demo
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test lab bench render check clean
+
+help:  ## show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+install: $(READY)  ## create .venv and install (the other targets do it when needed)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v < (3, 13) or sys.exit("Python %d.%d: needs 3.10, 3.11 or 3.12; name one with make PYTHON=python3.11" % v)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e ".[dev]"
+	@touch $@
+
+run: $(READY)  ## execute every notebook on the embedded demo data, offline (PROFILE=, ARGS=)
+	$(BIN)/thesis run --profile $(PROFILE) $(ARGS)
+
+test: $(READY)  ## all tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lab: $(READY)  ## open JupyterLab on 00_start_here
+	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
+
+bench: $(READY)  ## stage times of PatchCore on this machine, by the thesis' protocol
+	$(BIN)/thesis time patchcore --data demo --category granulate --weights random --layers 2 --pictures 20 --force
+	$(BIN)/thesis time patchcore --data demo --category granulate --weights random --layers 2,3 --pictures 20 --force
+
+render: run  ## copy the executed notebooks to outputs/rendered, if they are fit to be shown
+	$(BIN)/thesis render --profile $(PROFILE)
+
+check: $(READY)  ## style of code and notebooks
+	$(BIN)/ruff check .
+	$(BIN)/nbstripout --verify --keep-id notebooks/*.ipynb
+
+clean:  ## remove the environment and everything generated, except what is committed
+	rm -rf $(VENV) data/demo outputs/notebooks

@@ -1,0 +1,66 @@
+"""Folders of its own for every test, and tiny pictures made with numpy and Pillow."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from thesis_lib import data
+
+
+@pytest.fixture(autouse=True)
+def own_folders(tmp_path, monkeypatch):
+    """No test reads or writes data/ and outputs/ of the checkout."""
+    monkeypatch.setenv("THESIS_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("THESIS_OUTPUTS", str(tmp_path / "outputs"))
+
+
+@pytest.fixture(autouse=True)
+def same_threads():
+    """A test that leaves another number of threads behind must not decide how the next ones run."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def make_category(tmp_path):
+    """make_category("pad", train=4, good=3, bad=3, ...) -> folder of categories (the same one at every call).
+
+    Nominal pictures are noise around grey, anomalous ones (`hole`) have a white square, which is their mask.
+    """
+    root = tmp_path / "set"
+
+    def save(file, values):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(values).save(file)
+
+    def make(name="pad", *, train=4, good=3, bad=3, size=64, masks=True, suffix=".png", seed=0):
+        rng = np.random.default_rng([seed, *name.encode()])
+        folder = root / name
+        for kind, count in (("train/good", train), ("test/good", good), ("test/hole", bad)):
+            for index in range(count):
+                values = rng.integers(90, 130, (size, size, 3), dtype=np.uint8)
+                if kind == "test/hole":
+                    mask = np.zeros((size, size), dtype=np.uint8)
+                    row, column = rng.integers(0, size - size // 4, 2)
+                    mask[row:row + size // 4, column:column + size // 4] = 255
+                    values[mask > 0] = 255
+                    if masks:
+                        save(folder / "ground_truth/hole" / f"{index:03d}_mask.png", mask)
+                save(folder / kind / f"{index:03d}{suffix}", values)
+        return root
+
+    return make
+
+
+@pytest.fixture
+def pad(make_category):
+    """One scanned category of 4 training and 3 + 3 test pictures of 64 pixels, with masks."""
+    return data.scan(make_category(), "pad")
+
+
+@pytest.fixture
+def small():
+    """Preprocessing that leaves the pictures of `make_category` at their 64 pixels."""
+    return data.Preprocess(image_size=64)

@@ -1,0 +1,222 @@
+"""Cut networks give torchvision's own feature maps; weights come from where they say or not at all."""
+
+import hashlib
+from urllib.error import URLError
+
+import pytest
+import safetensors.torch
+import torch
+
+from thesis_lib import backbones
+
+CHANNELS = {"resnet18": (64, 128, 256, 512), "resnet34": (64, 128, 256, 512),
+            "wide_resnet50_2": (256, 512, 1024, 2048), "wide_resnet101_2": (256, 512, 1024, 2048),
+            "convnext_tiny": (96, 192, 384, 768), "convnext_small": (96, 192, 384, 768),
+            "convnext_base": (128, 256, 512, 1024), "convnext_large": (192, 384, 768, 1536)}
+IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def full_network(name, seed=0):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return backbones.torchvision().models.get_model(name, weights=None).eval()
+
+
+def levels_of(net):
+    """torchvision's own modules that end level 1 to 4."""
+    if hasattr(net, "layer1"):
+        return [net.layer1, net.layer2, net.layer3, net.layer4]
+    return [net.features[number] for number in (1, 3, 5, 7)]
+
+
+@pytest.fixture
+def no_numbers(monkeypatch):
+    """ImageNet weights replaced by one number each, without memory: for questions of shape."""
+    def state(name):
+        with torch.device("meta"):
+            net = backbones.torchvision().models.get_model(name, weights=None)
+        return {key: torch.tensor(0.01).expand(value.shape) for key, value in net.state_dict().items()
+                if not key.endswith("num_batches_tracked")}
+    monkeypatch.setattr(backbones, "_imagenet", state)
+
+
+@pytest.fixture(scope="module")
+def resnet18():
+    return full_network("resnet18", seed=3)
+
+
+@pytest.fixture
+def weights_file(tmp_path, resnet18):
+    """write(keep, change) -> safetensors file with the keys that start so, after a change of the dict."""
+    def write(keep=("conv1", "bn1", "layer1", "layer2"), change=None):
+        state = {key: value.clone() for key, value in resnet18.state_dict().items() if key.startswith(keep)
+                 and not key.endswith("num_batches_tracked")}
+        if change:
+            change(state)
+        safetensors.torch.save_file(state, tmp_path / "weights.safetensors")
+        return str(tmp_path / "weights.safetensors")
+    return write
+
+
+@pytest.mark.parametrize("name", backbones.NAMES)
+def test_declared_channels_and_strides_are_the_real_ones(no_numbers, name):
+    backbone = backbones.load(name, (4, 2, 1, 3))
+    features = backbone(torch.zeros(1, 3, 96, 96))
+    assert list(features) == [1, 2, 3, 4] == list(backbone.layers)
+    assert tuple(backbone.channels.values()) == CHANNELS[name]
+    assert tuple(backbone.strides.values()) == (4, 8, 16, 32)
+    for level, x in features.items():
+        side = 96 // backbone.strides[level]
+        assert tuple(x.shape) == (1, backbone.channels[level], side, side)
+
+
+@pytest.mark.parametrize("name", backbones.NAMES)
+@pytest.mark.parametrize("deepest", [1, 2, 3])
+def test_cut_after_the_deepest_level(no_numbers, name, deepest):
+    """No parameter of a deeper level is there: as many numbers as torchvision has up to that level."""
+    backbone = backbones.load(name, (deepest,))
+    with torch.device("meta"):
+        net = backbones.torchvision().models.get_model(name, weights=None)
+    last = levels_of(net)[deepest - 1]
+    parts = list(net.children() if hasattr(net, "layer1") else net.features)
+    wanted = parts[:1 + next(number for number, part in enumerate(parts) if part is last)]
+    count = sum(value.numel() for part in wanted for value in part.parameters())
+    assert sum(value.numel() for value in backbone.parameters()) == count
+    assert list(backbone(IMAGES)) == [deepest]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "convnext_tiny"])
+def test_features_equal_hooks_on_the_full_network(name):
+    net, seen = full_network(name, seed=3), []
+    for module in levels_of(net):
+        module.register_forward_hook(lambda module, args, output: seen.append(output.clone()))
+    with torch.no_grad():
+        net(IMAGES)
+    features = backbones.load(name, (1, 2, 3, 4), "random", seed=3)(IMAGES)
+    assert all(torch.equal(features[level], expected) for level, expected in enumerate(seen, start=1))
+    assert features[4].std() > 0
+
+
+def test_frozen_and_input_unchanged():
+    backbone, images = backbones.load("resnet18", (2,), "random"), IMAGES.clone()
+    features = backbone(images)[2]
+    assert not backbone.training
+    assert not features.requires_grad
+    assert not any(parameter.requires_grad for parameter in backbone.parameters())
+    assert torch.equal(images, IMAGES)
+    assert torch.equal(backbone(images)[2], features), "batch statistics must not move"
+
+
+def test_random_comes_from_its_seed_and_leaves_torch_alone():
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    one, same, other = (backbones.load("resnet18", (1,), "random", seed=seed)(IMAGES)[1] for seed in (5, 5, 6))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert backbones.record("resnet18", "random", 5) == {"source": "random", "seed": 5, "sha256": None}
+
+
+def test_random_does_not_depend_on_what_was_drawn_before():
+    torch.manual_seed(1)
+    one = backbones.load("resnet18", (1,), "random")(IMAGES)[1]
+    torch.manual_seed(2)
+    assert torch.equal(backbones.load("resnet18", (1,), "random")(IMAGES)[1], one)
+
+
+def test_file_with_only_the_needed_levels(weights_file):
+    file = weights_file()
+    backbone = backbones.load("resnet18", (1, 2), file)
+    expected = backbones.load("resnet18", (1, 2), "random", seed=3)(IMAGES)
+    assert all(torch.equal(x, expected[level]) for level, x in backbone(IMAGES).items())
+    with open(file, "rb") as content:
+        digest = hashlib.sha256(content.read()).hexdigest()
+    assert backbone.weights == {"source": "weights.safetensors", "sha256": digest[:16]}
+    assert str(file) not in str(backbone.weights)
+
+
+def test_half_precision_file_computes_in_float32(weights_file):
+    file = weights_file(change=lambda state: state.update({key: value.half() for key, value in state.items()}))
+    x = backbones.load("resnet18", (1,), file)(IMAGES)[1]
+    assert x.dtype == torch.float32
+    torch.testing.assert_close(x, backbones.load("resnet18", (1,), "random", seed=3)(IMAGES)[1], atol=0.05, rtol=0.05)
+
+
+def wrong_shape(state):
+    state["layer2.0.conv1.weight"] = torch.zeros(1, 2, 3, 3)
+
+
+def not_a_number(state):
+    state["bn1.running_mean"][3] = float("nan")
+
+
+@pytest.mark.parametrize(("layers", "change", "message"), [
+    ((2, 3), None, "weights.safetensors: holds no layer3.0.conv1.weight; layers 2,3 of resnet18 need it"),
+    ((2,), wrong_shape, r"layer2.0.conv1.weight is \(1, 2, 3, 3\), resnet18 needs \(128, 64, 3, 3\)"),
+    ((1,), not_a_number, "bn1.running_mean holds NaN or infinite values")])
+def test_files_that_do_not_fit(weights_file, layers, change, message):
+    with pytest.raises(backbones.WeightsError, match=message):
+        backbones.load("resnet18", layers, weights_file(change=change))
+
+
+@pytest.mark.parametrize("damaged", ["cut_off", "empty", "text"])
+def test_damaged_file_is_named(weights_file, tmp_path, damaged):
+    content = (tmp_path / weights_file()).read_bytes()
+    file = tmp_path / "damaged.safetensors"
+    file.write_bytes({"cut_off": content[:len(content) // 2], "empty": b"", "text": b"hello there"}[damaged])
+    with pytest.raises(backbones.WeightsError, match=r"damaged\.safetensors: not a readable safetensors file"):
+        backbones.load("resnet18", (1,), str(file))
+
+
+@pytest.mark.parametrize("weights", ["imagnet", "missing.safetensors", "weights.pth"])
+def test_unknown_weights_are_refused(weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights.pth").write_bytes(b"pickle")
+    with pytest.raises(backbones.WeightsError, match=f"weights='{weights}': needs imagenet, random or an existing"):
+        backbones.load("resnet18", (1,), weights)
+
+
+@pytest.mark.parametrize(("error", "message"), [
+    (URLError("no network"), "weights=imagenet: resnet18-.*could not be downloaded.*no network.*safetensors.*random"),
+    (RuntimeError("invalid hash value"), "weights=imagenet: invalid hash value.*delete the file")])
+def test_imagenet_that_cannot_be_had_says_what_to_do(monkeypatch, error, message):
+    def fail(*args, **kwargs):
+        assert kwargs["check_hash"] is True
+        raise error
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", fail)
+    weights = type(backbones.torchvision().models.get_model_weights("resnet18").IMAGENET1K_V1)
+    monkeypatch.setattr(weights, "get_state_dict", lambda self, *args, **kwargs: fail(*args, **kwargs))
+    with pytest.raises(backbones.WeightsError, match=message):
+        backbones.load("resnet18", (1,))
+
+
+def test_imagenet_is_the_first_version_of_the_weights(no_numbers):
+    assert backbones.load("wide_resnet50_2", (1,)).weights == {
+        "source": "imagenet", "sha256": "Wide_ResNet50_2_Weights.IMAGENET1K_V1"}
+
+
+def test_restore_gives_the_same_network():
+    backbone = backbones.load("resnet18", (1, 2), "random")
+    again = backbones.restore("resnet18", (1, 2), backbone.levels.state_dict(), backbone.weights)
+    assert all(torch.equal(x, again(IMAGES)[level]) for level, x in backbone(IMAGES).items())
+    assert (again.weights, again.layers, again.training) == (backbone.weights, (1, 2), False)
+
+
+@pytest.mark.parametrize(("name", "layers", "message"), [
+    ("resnet50", (1,), "backbone='resnet50': needs one of resnet18, .*convnext_large"),
+    ("resnet18", (), "layers=: needs one or more of 1, 2, 3, 4"),
+    ("resnet18", (0, 1), "layers=0,1: needs"), ("resnet18", (2, 5), "layers=2,5: needs")])
+def test_unknown_name_or_level(name, layers, message):
+    with pytest.raises(ValueError, match=message):
+        backbones.load(name, layers, "random")
+
+
+def test_check_sorts_and_drops_repeats():
+    assert backbones.check("resnet18", [3, 1, 3]) == (1, 3)
+
+
+@pytest.mark.parametrize("shape", [(3, 64, 64), (1, 1, 64, 64)])
+def test_images_of_another_shape_are_refused(shape):
+    with pytest.raises(ValueError, match=r"needs \(B, 3, H, W\)"):
+        backbones.load("resnet18", (1,), "random")(torch.zeros(shape))

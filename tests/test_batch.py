@@ -1,0 +1,394 @@
+"""The batch: mistakes are found before the start, failures stay alone, nothing is lost and nothing runs on."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import nbformat
+import psutil
+import pytest
+import yaml
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from thesis_lib import batch, batch_worker, synthetic
+
+PARAMETERS = 'seeds: int = 5  # memory banks\nrate: float = 0.1\ncategory: str | None = "granulate"  # "#" or folder'
+SHOW = "print(seeds, rate, repr(category))"
+
+
+def write(folder, name, *sources, parameters=PARAMETERS):
+    head = [new_code_cell(parameters, metadata={"tags": ["parameters"]})] if parameters is not None else []
+    cells = [new_markdown_cell("# title"), *head, *map(new_code_cell, sources)]
+    nbformat.write(new_notebook(cells=cells), folder / f"{name}.ipynb")
+
+
+def profile(folder, **settings):
+    text = yaml.safe_dump({"smoke": {"timeout_s": 60, **settings}})
+    (folder / "runs.yml").write_text(text, encoding="utf-8")
+
+
+def output_of(file):
+    """What an executed notebook printed."""
+    cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
+    return ["".join(out["text"]) for cell in cells if cell["cell_type"] == "code" for out in cell["outputs"]]
+
+
+def wait_for(condition, seconds=30):
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+    return value
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Two notebooks in a folder whose name papermill would take for a template."""
+    monkeypatch.setenv("THESIS_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("THESIS_OUTPUTS", str(tmp_path / "outputs"))
+    monkeypatch.setattr(batch.stamp, "library_hash", lambda: "fixed")      # someone may edit it meanwhile
+    folder = tmp_path / "note{books}"
+    folder.mkdir()
+    write(folder, "01_one", SHOW)
+    write(folder, "02_two", "print(seeds, names)", parameters="seeds: int = 5\nnames: list[str] = []")
+    profile(folder)
+    return folder
+
+
+def plan(folder, **options):
+    return batch.plan("smoke", notebooks=folder, **options)
+
+
+# plan
+
+def test_parameters_are_read_with_type_and_help(folder):
+    assert batch.parameters_of(folder / "01_one.ipynb") == {
+        "seeds": (5, "int", "memory banks"), "rate": (0.1, "float", ""),
+        "category": ("granulate", "str | None", '"#" or folder')}
+
+
+@pytest.mark.parametrize(("source", "told"), [
+    (None, "0 cells"), ("seeds = 5", "`seeds = 5`"), ("a: int = 1\nb: int = a * 2", "`b: int = a \\* 2`"),
+    ("a: int = 1\na: int = 2", "a is assigned twice"), ("a: int = 'x'", "a: must be int"), ("a: int", "`a: int`"),
+    ("a: float = None", "a: must be float"), ("a: Path = 'x'", "type Path"), ("a: int = (", "line 1"),
+    ("import os", "`import os`"), ("a: bool = 1", "must be bool"), ("a: list = (1, 2)", "must be list")])
+def test_parameters_cell_holds_typed_literals_only(folder, source, told):
+    write(folder, "03_bad", parameters=source)
+    with pytest.raises(batch.BatchError, match=rf"03_bad.*{told}"):
+        plan(folder)
+
+
+def test_two_parameter_cells_and_no_notebook_are_refused(folder):
+    file = folder / "01_one.ipynb"
+    nb = nbformat.read(file, 4)
+    nb.cells.append(new_markdown_cell("x", metadata={"tags": ["parameters"]}))
+    nbformat.write(nb, file)
+    with pytest.raises(batch.BatchError, match=r"01_one.*2 cells"):
+        plan(folder)
+    file.write_text("{half", encoding="utf-8")
+    with pytest.raises(batch.BatchError, match=r"01_one.*not a notebook"):
+        plan(folder)
+
+
+@pytest.mark.parametrize(("settings", "told"), [
+    ({"defaults": {"seed": 1}}, "'seed'; did you mean seeds"),
+    ({"defaults": {"seeds": "1"}}, "01_one: seeds: must be int, not '1'"),
+    ({"defaults": {"seeds": True}}, "must be int, not True"),
+    ({"defaults": {"seeds": 1.0}}, "must be int, not 1.0"),
+    ({"notebooks": {"01_one": {"seeds": None}}}, "must be int, not None"),
+    ({"notebooks": {"01_one": {"names": []}}}, "01_one has no parameter 'names'"),
+    ({"notebooks": {"01_one": {"rate": float("nan")}}}, "must be float, not nan"),
+    ({"notebooks": {"01_one": {"category": 3}}}, r"must be str \| None, not 3"),
+    ({"notebooks": {"02_two": [{"names": "a"}]}}, r"must be list\[str\]"),
+    ({"notebooks": {"01_one": [3]}}, "01_one: 3 is not a mapping"),
+    ({"notebooks": {"01_on": {}}}, "'01_on'; did you mean 01_one"),
+    ({"skip": ["02_too"]}, "'02_too'; did you mean 02_two"),
+    ({"skip": "02_two"}, "skip cannot be"),
+    ({"default": {}}, "'default'; did you mean defaults"),
+    ({"timeout_s": None}, "timeout_s is missing"),
+    ({"timeout_s": 0}, "timeout_s cannot be 0")])
+def test_mistakes_in_runs_yml_are_refused(folder, settings, told):
+    profile(folder, **settings)
+    with pytest.raises(batch.BatchError, match=told):
+        plan(folder)
+
+
+@pytest.mark.parametrize(("options", "told"), [
+    ({"overrides": {"seed": "1"}}, "-p: .*'seed'; did you mean seeds"),
+    ({"overrides": {"names": "[a]"}, "only": ["01"]}, "no selected notebook has the parameter 'names'"),
+    ({"overrides": {"seeds": "one"}}, "-p seeds, 01_one: must be int, not 'one'"),
+    ({"overrides": {"seeds": "true"}}, "must be int, not True"),
+    ({"overrides": {"names": "a: ["}}, r"must be list\[str\]"),
+    ({"overrides": {"rate": ".nan"}}, "must be float, not nan"),
+    ({"only": ["07"]}, "--only '07' fits nothing; there are: 01_one, 02_two"),
+    ({"only": ["0"]}, "--only '0' fits 01_one, 02_two"),
+    ({"only": [""]}, "--only '' fits")])
+def test_mistakes_on_the_command_line_are_refused(folder, options, told):
+    with pytest.raises(batch.BatchError, match=told):
+        plan(folder, **options)
+
+
+def test_unknown_profile_missing_or_broken_runs_yml_and_empty_folder(folder, tmp_path):
+    with pytest.raises(batch.BatchError, match="'smok'; did you mean smoke"):
+        batch.plan("smok", notebooks=folder)
+    for text in ("smoke: [", "3", "smoke:"):
+        (folder / "runs.yml").write_text(text, encoding="utf-8")
+        with pytest.raises(batch.BatchError, match=r"runs\.yml"):
+            plan(folder)
+    (folder / "runs.yml").unlink()
+    with pytest.raises(batch.BatchError, match=r"runs\.yml: not found"):
+        plan(folder)
+    with pytest.raises(batch.BatchError, match="no notebook"):
+        plan(tmp_path)
+    for jobs in (0, 1.5, True):
+        with pytest.raises(batch.BatchError, match="jobs"):
+            batch.run([], jobs=jobs)
+
+
+def test_defaults_variants_overrides_and_selection(folder, tmp_path):
+    profile(folder, defaults={"seeds": 2, "rate": 1},
+            notebooks={"01_one": [{"category": "a/b"}, {"category": None}, {"category": "a/b", "rate": 0.5}]})
+    tasks = plan(folder)
+    assert [(t.name, t.parameters) for t in tasks] == [
+        ("01_one@rate1.0-a-b", {"seeds": 2, "rate": 1.0, "category": "a/b"}),
+        ("01_one@rate1.0-categoryNone", {"seeds": 2, "rate": 1.0, "category": None}),
+        ("01_one@rate0.5-a-b", {"seeds": 2, "rate": 0.5, "category": "a/b"}), ("02_two", {"seeds": 2})]
+    assert type(tasks[0].parameters["rate"]) is float and tasks[0].timeout_s == 60
+    assert tasks[3].output == tmp_path / "outputs/notebooks/smoke/02_two.ipynb"
+    assert tasks[3].effective == {"seeds": 2, "names": []}
+    typed = {"category": "7", "rate": "1e-3", "seeds": "4"}
+    assert [t.parameters for t in plan(folder, only=["01"], overrides=typed)] == [
+        {"seeds": 4, "rate": 0.001, "category": "7"}]            # equal variants become one
+    assert plan(folder, only="01", overrides={"category": "null"})[0].parameters["category"] is None
+    assert [t.name for t in plan(folder, only=["02_t"])] == ["02_two"]
+    profile(folder, notebooks={"02_two": [{"names": ["a", "b"]}, {"names": ["a-b"]}]}, skip=["01_one"])
+    names = [t.name for t in plan(folder)]
+    assert len(set(names)) == 2 and all(name.startswith("02_two@") for name in names)
+    with pytest.raises(batch.BatchError, match="fits nothing; there are: 02_two"):
+        plan(folder, only=["01"])
+
+
+def test_key_follows_everything_an_execution_depends_on(folder, tmp_path, monkeypatch):
+    def key(**options):
+        return plan(folder, only=["01"], **options)[0].key
+
+    keys = [key(), key(overrides={"seeds": 4})]
+    assert key(overrides={"seeds": 5}) == keys[0]                 # given or default: the same execution
+    monkeypatch.setattr(batch.stamp, "library_hash", lambda: "other")
+    keys.append(key())
+    write(folder, "01_one", SHOW + " ")
+    keys.append(key())
+    write(folder, "01_one", SHOW, parameters='data: str = "mine"\nweights: str = "w.safetensors"')
+    keys.append(key())
+    (tmp_path / "data/mine").mkdir(parents=True)
+    keys.append(key())
+    for name, text in (("mine/a.png", "1"), ("mine/a.png", "22"), ("mine/b.png", ""), ("w.safetensors", "1")):
+        (tmp_path / "data" / name).write_text(text)
+        keys.append(key())
+    (tmp_path / "data/demo").mkdir()
+    for text in ("seed 1", "seed 2"):                             # same size: the demo set is known by its description
+        (tmp_path / "data/demo/dataset.json").write_text(text)
+        keys.append(key(overrides={"data": "demo"}))
+    assert len(set(keys)) == len(keys) and key() == keys[-3]
+
+
+# run
+
+def test_failures_stay_alone_and_are_told(folder, tmp_path):
+    """One batch of good and bad notebooks on two jobs, then the same again with one of them repaired."""
+    write(folder, "03_raises", "raise ValueError('two\\nlines')", SHOW)
+    write(folder, "04_shot", "import os", "os.kill(os.getpid(), 9)", SHOW)
+    write(folder, "05_sleeps", "import time\ntime.sleep(90)")
+    write(folder, "06_exits", "import sys\nsys.exit(0)", SHOW)     # papermill: exit code 0, all cells `completed`
+    profile(folder, notebooks={"01_one": {"category": 'a "quote"\n\\ ü'}})
+    tasks = [dataclasses.replace(t, timeout_s=8) if t.name == "05_sleeps" else t for t in plan(folder)]
+    lines = []
+    outcomes = batch.run(tasks, jobs=2, report=lines.append)
+    out = tmp_path / "outputs/notebooks/smoke"
+
+    assert [o.state for o in outcomes] == ["done", "done", "failed", "killed", "timeout", "failed"]
+    assert [o.message.partition(" -> ")[0] for o in outcomes[2:]] == [
+        "ValueError: two lines (In [2])", "kernel died (signal 9: out of memory?)", "longer than 8 s",
+        "SystemExit: 0 (cell 3)"]
+    assert 8 <= outcomes[4].seconds < 20
+    for outcome in outcomes[2:]:
+        assert not outcome.task.output.exists() and outcome.task.failed_copy.exists()
+        assert outcome.message.endswith(f"{outcome.task.name}.failed.ipynb")
+        assert json.loads(outcome.task.record.read_text())["state"] == outcome.state
+    assert output_of(out / "01_one.ipynb") == ["5 0.1 'a \"quote\"\\n\\\\ ü'\n"]
+    assert not [file for file in out.iterdir() if file.name.startswith(".")]
+    assert not [p for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
+    for file in out.glob("*.ipynb"):
+        facts = json.loads(file.read_text(encoding="utf-8"))["metadata"]["papermill"]
+        assert (facts["input_path"], facts["output_path"]) == (file.name.replace(".failed", ""), file.name)
+    assert str(tmp_path) not in (out / "01_one.ipynb").read_text() + (out / "01_one.json").read_text()
+
+    assert len(lines) == 12 and "[4/6] 04_shot  started" in lines and not any("\n" in line for line in lines)
+    text = batch.table(outcomes)
+    assert len(text.splitlines()) == 8 and "04_shot" in text and text.endswith("1 timeout")
+    assert "up to date" not in batch.describe(tasks, force=True)
+    told = batch.describe(tasks).splitlines()
+    assert "up to date" in told[1] and "category=" in told[1] and "would run" in told[3]
+
+    write(folder, "03_raises", SHOW)
+    again = batch.run(plan(folder, only=["01", "02", "03"]), report=lines.append)
+    assert [o.state for o in again] == ["skipped", "skipped", "done"]
+    assert again[2].task.output.exists() and not again[2].task.failed_copy.exists()
+
+
+def test_what_makes_an_execution_run_again(folder, monkeypatch):
+    """Force, a changed parameter, a failure over a good copy, a damaged copy; jobs=2 gives what jobs=1 gave."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    write(folder, "02_two", "import os\nprint(os.environ['OMP_NUM_THREADS'])")
+    tasks = plan(folder)
+    outputs = [task.output for task in tasks]
+    run = batch.run(tasks)
+    assert [o.state for o in run] == ["done", "done"]
+    serial = list(map(output_of, outputs))
+    assert serial == [["5 0.1 'granulate'\n"], ["3\n"]]
+    stamps = [file.stat().st_mtime_ns for file in outputs]
+    assert [o.state for o in batch.run(tasks)] == ["skipped", "skipped"]
+    assert [file.stat().st_mtime_ns for file in outputs] == stamps
+
+    assert [o.state for o in batch.run(tasks, jobs=2, force=True)] == ["done", "done"]
+    assert list(map(output_of, outputs)) == serial
+    assert all(file.stat().st_mtime_ns > before for file, before in zip(outputs, stamps, strict=True))
+
+    good = outputs[0].read_bytes()
+    write(folder, "01_one", "1 / 0")
+    outputs[1].write_text("{half", encoding="utf-8")
+    assert [o.state for o in batch.run(tasks, jobs=2)] == ["failed", "done"]
+    assert outputs[0].read_bytes() == good and output_of(outputs[1]) == ["3\n"]
+    write(folder, "01_one", SHOW)                     # the old copy fits again, but its record says failed
+    assert "would run" in batch.describe(tasks[:1])
+    assert [o.state for o in batch.run(plan(folder, only=["01"], overrides={"seeds": "7"}))] == ["done"]
+    assert output_of(outputs[0]) == ["7 0.1 'granulate'\n"]
+
+
+def test_kernel_that_does_not_start_gets_one_more_try(folder, tmp_path, monkeypatch):
+    spec = tmp_path / "jupyter/kernels/python3"
+    spec.mkdir(parents=True)
+    script = spec / "start.py"
+    script.write_text("import os, sys\nfrom pathlib import Path\ntries = Path(__file__).with_name('tries')\n"
+                      "if tries.exists():\n"
+                      "    os.execv(sys.executable, [sys.executable, '-m', 'ipykernel_launcher', *sys.argv[1:]])\n"
+                      "tries.touch()\n")
+    (spec / "kernel.json").write_text(json.dumps({
+        "argv": [sys.executable, str(script), "-f", "{connection_file}"], "display_name": "x", "language": "python"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    tasks = plan(folder)
+    assert batch.run(tasks[:1])[0].state == "done" and (spec / "tries").exists()
+
+    calls = []
+    monkeypatch.setattr(batch, "execute", lambda *a, **k: calls.append(a) or ("no kernel", "RuntimeError: no"))
+    assert [(o.state, o.message) for o in batch.run(tasks[1:])] == [("failed", "RuntimeError: no")]
+    assert len(calls) == 2
+
+
+DRIVER = """
+import sys
+from thesis_lib import batch
+batch.stamp.library_hash = lambda: "fixed"
+outcomes = batch.run(batch.plan("smoke", notebooks=sys.argv[1]))
+print([o.state for o in outcomes], flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_batch_that_is_stopped_can_go_on(folder, tmp_path, number):
+    """The second of three notebooks sleeps the first time; then the whole batch gets a signal."""
+    mark = tmp_path / "pids"
+    sleeper = ("import os, pathlib, subprocess, time\nmark = pathlib.Path(os.environ['THESIS_DATA']).parent / 'pids'\n"
+               "if not mark.exists():\n    helper = subprocess.Popen(['sleep', '80'])\n"
+               "    mark.with_suffix('.part').write_text(f'{os.getppid()} {os.getpid()} {helper.pid}')\n"
+               "    mark.with_suffix('.part').rename(mark)\n    time.sleep(80)\nprint('awake')")
+    write(folder, "02_two", sleeper)
+    write(folder, "03_three", SHOW)
+    if number == signal.SIGTERM:                      # the part that differs only: no notebook before the sleeper
+        profile(folder, skip=["01_one"])
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(folder)], stdout=subprocess.PIPE, text=True)
+    try:
+        alive = [psutil.Process(int(pid)) for pid in wait_for(lambda: mark.exists() and mark.read_text().split())]
+        out = tmp_path / "outputs/notebooks/smoke"
+        before = {file.name: file.read_bytes() for file in out.glob("[!.]*")}
+        assert len(list(out.glob(".*"))) == 1         # the half-written copy, under its hidden name
+        driver.send_signal(number)
+        told = driver.communicate(timeout=15)[0].splitlines()
+    finally:
+        driver.kill()
+    # worker, kernel and the kernel's own child
+    wait_for(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in alive), seconds=5)
+    assert {file.name: file.read_bytes() for file in out.glob("[!.]*")} == before
+    assert sorted(before) == ([] if number == signal.SIGTERM else ["01_one.ipynb", "01_one.json"])
+    if number != signal.SIGKILL:
+        assert told[-1].endswith("'interrupted', 'not started']") and driver.returncode == 0
+        assert not list(out.glob(".*"))
+    if number == signal.SIGTERM:
+        return
+    states = [o.state for o in batch.run(plan(folder, only=["01", "02"]))]
+    assert states == ["skipped", "done"] and output_of(out / "02_two.ipynb") == ["awake\n"]
+    assert not list(out.glob(".*"))
+
+
+def test_demo_pictures_are_made_once_before_any_notebook(folder, tmp_path, monkeypatch):
+    """Made by the first notebook, they would count as changed data at the next run, and two jobs would make them."""
+    def make(root):
+        calls.append(root)
+        root.mkdir(parents=True, exist_ok=True)
+        (root / "dataset.json").write_text("{}")
+
+    calls = []
+    monkeypatch.setattr(synthetic, "write", make)
+    monkeypatch.setattr(batch, "execute", lambda *a, **k: calls.append("notebook") or ("failed", "x"))
+    batch.run(plan(folder))
+    assert calls == ["notebook"] * 2
+    write(folder, "01_one", parameters='data: str = "demo"')
+    outcomes = batch.run(plan(folder))
+    assert calls[2:] == [tmp_path / "data/demo", "notebook", "notebook"]
+    assert json.loads(outcomes[0].task.record.read_text())["key"] == plan(folder)[0].key
+
+
+def test_only_temporary_files_of_dead_batches_are_removed(tmp_path):
+    node = batch.OWNER.rpartition("-")[0]
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    names = [f".a.{node}-{os.getppid()}.ipynb", f".a.other-{node}-{dead.pid}.ipynb", "a.ipynb", ".mine.ipynb"]
+    for name in [*names, f".a@x1.5.{node}-{dead.pid}.ipynb"]:
+        (tmp_path / name).write_text("{}")
+    batch._sweep(tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(names)
+
+
+def test_a_broken_report_stops_the_batch_and_its_notebooks(folder):
+    write(folder, "01_one", "import time\ntime.sleep(60)")
+
+    def report(text):
+        if "02_two" in text:
+            wait_for(psutil.Process().children)       # 01_one is under way
+            raise BrokenPipeError("head has gone")
+
+    threads, began = threading.active_count(), time.monotonic()
+    with pytest.raises(BrokenPipeError):
+        batch.run(plan(folder), jobs=2, report=report)
+    assert time.monotonic() - began < 30 and threading.active_count() == threads
+    assert not [p for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_complete_means_every_cell_ran_with_the_parameters():
+    def cell(source, tags=(), count=1, duration=0.1, outputs=()):
+        return {"cell_type": "code", "source": source, "execution_count": count, "outputs": list(outputs),
+                "metadata": {"tags": list(tags), "papermill": {"duration": duration}}}
+
+    injected = cell("# Parameters\nseeds = 3\nrate = -0.5\nnames = [\"a\"]\n", ["injected-parameters"])
+    given = {"seeds": 3, "rate": -0.5, "names": ["a"]}
+    fine = [injected, cell("1"), cell(" ", count=None), cell("x", ["skip-execution"], count=None)]
+    assert batch_worker.incomplete(fine, given) is None
+    assert "not with" in batch_worker.incomplete(fine, {**given, "seeds": 4})
+    assert "not with" in batch_worker.incomplete(fine[1:], given)
+    assert batch_worker.incomplete([*fine, cell("1", count=None)], given) == "cell 5 was not executed"
+    assert batch_worker.incomplete([*fine, cell("1", duration=None)], given) == "cell 5 was not executed"

@@ -1,0 +1,116 @@
+"""The thesis' values as printed, and measured ones beside them."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from thesis_lib import tables
+
+LABELS = [0, 0, 0, 1, 1, 1]
+SCORES = [[0, 1, 2, 3, 4, 5], [0, 3, 1, 2, 4, 5]]       # image AUROC 1 and 8/9
+DEFAULT = "#1000 (MW ~0,6%)"
+
+
+def rows(category="pad", configuration="abc", data="0123", scores=SCORES, **more):
+    """What `evaluate` returns: one line per seed."""
+    aurocs = [np.mean([[bad > good for good in row[:3]] for bad in row[3:]]) for row in scores]
+    return pd.DataFrame([{"configuration": configuration, "category": category, "data": data, "seed": seed,
+                          "weights.source": "random", "image_auroc": auroc, "pixel_auroc": None, "pro": None,
+                          "labels": LABELS, "scores": row, "n_train": 4, "n_test_good": 3, "n_test_defective": 3,
+                          **more} for seed, (auroc, row) in enumerate(zip(aurocs, scores, strict=True))])
+
+
+def timed(factor=1.0):
+    stage_ms = dict(zip(tables.STAGES, (4 * factor, 3 * factor, 2 * factor, factor), strict=True))
+    return {"stage_ms": stage_ms, "total_ms": sum(stage_ms.values())}
+
+
+@pytest.mark.parametrize(("figure", "label", "auroc", "total_ms"), [
+    ("3.2", DEFAULT, 98.6911, 84.9782), ("3.2", "100%", 99.048, 954.7587),
+    ("3.3", "cdist d=1536 (1)", 96.6531, 334.5709), ("3.4", "Layer 2", 96.9862, 8.4735),
+    ("3.5", "Layer 2 & 3", 97.5167, 13.0582), ("3.7", "Layer 2", 97.6025, 11.8866),
+    ("3.9", "PDN S", 97.4384, 59.5481), ("3.13", "L Layer 1 & 2", 96.358, 60.556),
+    ("3.18", "d_Ausgang = 7", 95.976, 10.594), ("3.20", "Avg.-P. k=3 s=1 p=1", 97.763, 22.1),
+    ("4.5", "Bestes Modell FP32", 99.393, 149.199)])
+def test_bars_of_the_thesis(figure, label, auroc, total_ms):
+    bar = tables.thesis(figure).set_index("label").loc[label]
+    assert (bar["auroc_mvtec_pct"], bar["total_ms"]) == (auroc, total_ms)
+
+
+def test_figures_hold_their_own_bars_only():
+    assert tables.thesis("3.2")["bank"].tolist() == ["0.1%", "1000", "1%", "10%", "100%"]
+    assert tables.thesis("3.20")["backbone"].unique().tolist() == ["ResNet34"]
+    assert tables.thesis("3.2")["label"].is_unique
+
+
+def test_stages_of_a_bar_add_up():
+    bars = pd.concat([tables.thesis(figure) for figure in ("3.2", "3.3", "3.4", "3.14")])
+    stages = bars[[f"{stage}_ms" for stage in tables.STAGES]].sum(axis=1)
+    np.testing.assert_allclose(stages, bars["total_ms"], atol=2e-3)
+
+
+def test_unknown_figure_lists_those_there_are():
+    with pytest.raises(KeyError, match=r"'3.1' has no bars; there are 3.11, .*3.20, .*4.5"):
+        tables.thesis("3.1")
+
+
+def test_summary_is_mean_interval_and_spread():
+    line = tables.summary(rows()).iloc[0]
+    aurocs = 100 * np.array([1, 8 / 9])
+    assert (line["auroc"], line["sd"]) == pytest.approx((aurocs.mean(), aurocs.std(ddof=1)))
+    assert line["low"] < line["auroc"] <= line["high"] <= 100
+    assert (line["seeds"], line["n_train"], line["n_test"], line["weights"]) == (2, 4, 6, "random")
+    assert np.isnan([line["pixel_auroc"], line["pro"]]).all()
+
+
+def test_summary_of_one_seed_has_no_spread():
+    assert np.isnan(tables.summary(rows(scores=SCORES[:1])).iloc[0]["sd"])
+
+
+def test_summary_has_a_line_per_configuration_category_and_data():
+    parts = [rows(), rows("screw"), rows(configuration="xyz", pixel_auroc=0.5, pro=0.25), rows(data="9")]
+    table = tables.summary(pd.concat(parts))
+    assert table[["configuration", "category"]].to_numpy().tolist() == [
+        ["abc", "pad"], ["abc", "screw"], ["xyz", "pad"], ["abc", "pad"]]
+    assert table.loc[2, ["pixel_auroc", "pro"]].tolist() == [50, 25]
+
+
+def test_beside_sets_measured_beside_the_thesis():
+    measured = {DEFAULT: rows(), "1%": rows(scores=SCORES[:1])}
+    table = tables.beside("3.2", measured, {DEFAULT: timed(), "1%": timed(2)})
+    assert table.index.tolist() == [DEFAULT, "1%"]
+    line = table.loc[DEFAULT]
+    measured = 100 * (1 + 8 / 9) / 2
+    facts = ["thesis AUROC %", "thesis ms", "measured ms", "weights"]
+    assert line[facts].tolist() == [98.6911, 84.9782, 10, "random"]
+    assert (line["measured AUROC %"], line["difference"]) == pytest.approx((measured, measured - 98.6911))
+    low, high = map(float, line["95 % interval"].split(" to "))
+    assert low <= measured <= high
+    assert table.loc["1%", "measured ms"] == 20
+
+
+def test_beside_the_other_data_set_and_without_times():
+    table = tables.beside("3.2", {DEFAULT: rows()}, column="auroc_granulat_pct")
+    assert table.loc[DEFAULT, "thesis AUROC %"] == 93.2261
+    assert not [column for column in table if column.endswith(" ms")]
+
+
+@pytest.mark.parametrize("arguments", [({"1000": rows()},), ({DEFAULT: rows()}, {"1000": timed()})])
+def test_unknown_bar_lists_those_there_are(arguments):
+    with pytest.raises(KeyError, match=r"figure 3.2 has no bar 1000; it has 0,1%, .*100%"):
+        tables.beside("3.2", *arguments)
+
+
+def test_stage_times_of_both():
+    table = tables.stage_times("3.2", {DEFAULT: timed()})
+    thesis = [48.7593, 31.0572, 5.1332, 0.0285, 84.9782]
+    assert table.loc[(DEFAULT, "thesis")].tolist() == pytest.approx(thesis)
+    assert table.loc[(DEFAULT, "measured")].tolist() == [4, 3, 2, 1, 10]
+    assert table.columns.tolist() == [*tables.STAGES, "total"]
+
+
+@pytest.mark.parametrize(("weights", "warned"), [("random", True), ("imagenet", False)])
+def test_note_names_pictures_and_untrained_weights(weights, warned):
+    text = tables.note(["pad", "screw"], weights)
+    assert "pad, screw" in text
+    assert ("not trained" in text) is warned

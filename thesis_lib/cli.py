@@ -1,0 +1,294 @@
+"""The command `thesis`: run the notebooks, evaluate or time one method, look after data and machine."""
+
+import argparse
+import dataclasses
+import json
+import logging
+import subprocess
+import sys
+import types
+import typing
+from collections.abc import Callable
+
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code 0 when all went well, 1 when something failed on the way, 2 for wrong input, 130 after Ctrl-C."""
+    args = _parser().parse_args(arguments)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("thesis_lib").setLevel(logging.INFO)
+    try:
+        return args.do(args)
+    except (ValueError, FileNotFoundError) as error:        # DataError, WeightsError, BatchError are ValueErrors
+        print(f"thesis: error: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except KeyboardInterrupt:
+        print("thesis: interrupted; what was finished is stored, the same command goes on from there", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="thesis", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="execute the notebooks", description="Execute the notebooks of a profile in "
+                              "fresh processes. Finished ones are skipped, a failed one does not stop the others.")
+    run.add_argument("--profile", default="demo", help="smoke, demo, mvtec or pi of notebooks/runs.yml (default demo)")
+    run.add_argument("--only", action="append", default=[], metavar="NOTEBOOK", help="number or name; may be repeated")
+    run.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE",
+                     help="set a parameter in every notebook that has it; may be repeated")
+    run.add_argument("--jobs", type=int, default=1, help="notebooks at a time (default 1)")
+    run.add_argument("--force", action="store_true", help="execute finished ones again, too")
+    run.add_argument("--dry-run", action="store_true", help="show what would run, with parameters, and stop")
+    run.set_defaults(do=_run)
+
+    for name, do, what in (("evaluate", _evaluate, "image AUROC of a method on a data set"),
+                           ("time", _time, "stage times of a method by the thesis' protocol")):
+        command = commands.add_parser(name, help=what, description=what)
+        methods = command.add_subparsers(required=True, metavar="METHOD", title="methods")
+        for method, options in _methods().items():
+            sub = methods.add_parser(method, help=options["about"], description=options["about"],
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+            _measuring_options(sub, options["fields"], timing=name == "time")
+            sub.set_defaults(do=do, method=method)
+
+    data = commands.add_parser("data", help="list, verify or generate pictures", description="Look after data sets.")
+    data.add_argument("action", choices=("list", "verify", "demo"),
+                      help="list: categories and counts; verify: open every picture, compare with Table 2.1 of the "
+                           "thesis; demo: generate the demo pictures")
+    data.add_argument("--data", default=None, help="folder of categories (default: demo, and all folders under data/)")
+    data.set_defaults(do=_data)
+
+    doctor = commands.add_parser("doctor", help="check this machine", description="Versions, threads, folders; torch and "
+                                 "faiss are tried in processes of their own, so that a crash is a line, not an end.")
+    doctor.set_defaults(do=_doctor)
+    return parser
+
+
+def _methods() -> dict:
+    from thesis_lib.methods import METHODS
+    return {name: {"about": method.__doc__ if not method.__doc__.startswith(method.__name__ + "(")
+                   else sys.modules[method.__module__].__doc__.strip().splitlines()[0],
+                   "fields": [field for field in dataclasses.fields(method) if field.name != "seed"]}
+            for name, method in METHODS.items()}
+
+
+def _measuring_options(parser: argparse.ArgumentParser, fields, timing: bool) -> None:
+    from thesis_lib.data import Preprocess
+    parser.add_argument("--data", required=True, help="folder of categories in MVTec AD layout, or demo")
+    parser.add_argument("--category", required=True, action="append",
+                        help="folder below it, may be repeated; all takes every one")
+    for field in (*fields, *dataclasses.fields(Preprocess)):
+        default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=converter(field.type), default=default,
+                            help=field.metadata["help"].replace("%", "%%"))
+    parser.add_argument("--threads", type=int, help="threads of torch (default: its own choice)")
+    parser.add_argument("--batch-size", type=int, default=1 if timing else 8, help="pictures per batch")
+    parser.add_argument("--train-pictures", type=int, default=0, help="use only so many, evenly spaced; 0 is all")
+    parser.add_argument("--pictures", type=int, default=5 if timing else 0,
+                        help="pictures to time" + ("" if timing else "; 0 times none"))
+    if timing:
+        parser.add_argument("--seed", type=int, default=0, help="seed of the memory bank")
+        parser.add_argument("--warmup", type=int, default=3, help="untimed passes per picture")
+        parser.add_argument("--repeats", type=int, default=5, help="timed passes per picture")
+    else:
+        parser.add_argument("--seeds", type=int, default=5, help="memory banks, from the same features")
+        parser.add_argument("--test-pictures", type=int, default=0, help="use only so many, evenly spaced; 0 is all")
+    parser.add_argument("--force", action="store_true", help="measure again although a stored row is there")
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+
+
+def converter(annotation) -> Callable[[str], object]:
+    """Text of an option -> value of the field's type; "none" where the annotation allows None."""
+    options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+
+    def convert(text: str):
+        if text.lower() == "none" and types.NoneType in options:
+            return None
+        for option in options:
+            try:
+                if typing.get_origin(option) is tuple:
+                    return tuple(int(part) for part in text.split(","))
+                if option is not types.NoneType:
+                    return option(text)
+            except ValueError:
+                continue
+        wanted = " or ".join("numbers such as 2,3" if typing.get_origin(option) is tuple
+                             else "none" if option is types.NoneType else option.__name__ for option in options)
+        raise argparse.ArgumentTypeError(f"{text!r}: needs {wanted}")
+
+    return convert
+
+
+def _run(args) -> int:
+    from thesis_lib import batch
+    overrides = {}
+    for item in args.parameter:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise ValueError(f"-p {item}: needs name=value")
+        overrides[name] = value
+    tasks = batch.plan(args.profile, only=args.only, overrides=overrides)
+    if args.dry_run:
+        print(batch.describe(tasks))
+        return 0
+    outcomes = batch.run(tasks, jobs=args.jobs, force=args.force)
+    print(batch.table(outcomes))
+    if any(outcome.state in ("interrupted", "not started") for outcome in outcomes):
+        return EXIT_INTERRUPTED
+    return 0 if all(outcome.state in ("done", "skipped") for outcome in outcomes) else EXIT_FAILED
+
+
+def _measured(args, measure: Callable) -> int:
+    """Build detector and preprocessing from the options, measure each category; a broken one stops only itself."""
+    import torch
+
+    from thesis_lib import data
+    from thesis_lib.methods import METHODS
+    if args.threads is not None:
+        if args.threads < 1:
+            raise ValueError(f"--threads {args.threads}: needs at least 1")
+        torch.set_num_threads(args.threads)
+
+    def pick(cls):
+        return {field.name: getattr(args, field.name) for field in dataclasses.fields(cls) if hasattr(args, field.name)}
+
+    detector = METHODS[args.method](**pick(METHODS[args.method]))
+    preprocess = data.Preprocess(**pick(data.Preprocess))
+    root = data.resolve(args.data)
+    names = data.categories(root) if args.category == ["all"] else args.category
+    if not names:
+        raise ValueError(f"{root}: holds no category; needs folders with train/good")
+    answers, failed = [], []
+    for name in names:
+        try:
+            category = data.scan(root, name).subset(args.train_pictures, getattr(args, "test_pictures", 0))
+            answers.append(measure(detector, category, preprocess))
+        except data.DataError as error:
+            print(f"thesis: {name}: {error}", file=sys.stderr)
+            failed.append(name)
+    if args.json:
+        print(json.dumps(answers[0] if len(names) == 1 and answers else {"categories": answers, "failed": failed}))
+    return EXIT_FAILED if failed else 0
+
+
+def _evaluate(args) -> int:
+    from thesis_lib import evaluation, tables
+
+    def measure(detector, category, preprocess) -> dict:
+        rows = evaluation.evaluate(detector, category, preprocess, seeds=args.seeds, batch_size=args.batch_size,
+                                   force=args.force)
+        one = tables.summary(rows).iloc[0]
+        answer = {"method": args.method, "category": category.name, "weights": one["weights"], "seeds": len(rows),
+                  "image_auroc": one["auroc"] / 100, "low": one["low"] / 100, "high": one["high"] / 100,
+                  "sd": one["sd"] / 100, "per_seed": rows["image_auroc"].tolist(),
+                  "pixel_auroc": one["pixel_auroc"] / 100, "pro": one["pro"] / 100,
+                  "n_train": int(one["n_train"]), "n_test": int(one["n_test"]),
+                  "peak_memory_gb": float(rows["peak_memory_gb"].max()), "rows": rows["id"].tolist()}
+        print(f"{category.name}: image AUROC {100 * answer['image_auroc']:.1f} % "
+              f"(95 % interval {one['low']:.1f} to {one['high']:.1f}), {len(rows)} seeds "
+              + " ".join(f"{100 * value:.1f}" for value in answer["per_seed"])
+              + f", weights {one['weights']}" + (" (untrained: no statement about the method)"
+                                                 if one["weights"] == "random" else ""))
+        if category.has_masks:
+            print(f"{category.name}: pixel AUROC {one['pixel_auroc']:.1f} %, PRO {one['pro']:.1f} %")
+        else:
+            print(f"{category.name}: pixel AUROC and PRO n/a, not every anomalous picture has a mask")
+        if args.pictures:
+            row = evaluation.measure_time(detector, category, preprocess, pictures=args.pictures, force=args.force)
+            answer |= {"stage_ms": row["stage_ms"], "total_ms": row["total_ms"]}
+            _print_times(category.name, row)
+        return {key: None if value != value else value for key, value in answer.items()}     # NaN is no JSON
+
+    return _measured(args, measure)
+
+
+def _time(args) -> int:
+    from thesis_lib import evaluation
+
+    def measure(detector, category, preprocess) -> dict:
+        detector = detector.reseeded(args.seed)
+        row = evaluation.measure_time(detector, category, preprocess, pictures=args.pictures, warmup=args.warmup,
+                                      repeats=args.repeats, batch_size=args.batch_size, threads=args.threads,
+                                      force=args.force)
+        _print_times(category.name, row)
+        return {key: value for key, value in row.items() if key not in ("raw_s", "stamp")}
+
+    return _measured(args, measure)
+
+
+def _print_times(name: str, row: dict) -> None:
+    stages = ", ".join(f"{stage} {ms:.2f}" for stage, ms in row["stage_ms"].items())
+    print(f"{name}: {row['total_ms']:.2f} ms a batch of {row['batch_size']} ({stages}), "
+          f"{row['images_per_s']:.1f} pictures/s, {row['threads']} threads, spread {100 * row['spread']:.0f} %"
+          + (" -- noisy, over 10 %: close other programs and use --force" if row["noisy"] else ""))
+
+
+def _data(args) -> int:
+    from thesis_lib import data, paths, synthetic
+    if args.action == "demo":
+        print(synthetic.write(paths.demo_data()))
+        return 0
+    roots = [data.resolve(args.data)] if args.data else sorted(
+        {folder.parent.parent.parent for folder in paths.data().glob("*/*/train/good")})
+    if not roots:
+        raise ValueError(f"{paths.data()}: no data set yet; `thesis data demo` generates one, data/README.md says "
+                         "where real pictures come from")
+    problems = False
+    for root in roots:
+        print(f"{root}")
+        if args.action == "verify":
+            report = data.verify(root)
+            problems |= bool((report["problems"] != "").any())
+            print(report.to_string(index=False))
+            continue
+        for name in data.categories(root):
+            category = data.scan(root, name)
+            kinds = sorted({sample.defect for sample in category.test} - {"good"})
+            print(f"  {name}: {len(category.train)} train, {(category.labels == 0).sum()} good and "
+                  f"{category.labels.sum()} anomalous test pictures ({', '.join(kinds) or 'no defect'}), "
+                  f"{'masks' if category.has_masks else 'no masks'}")
+    return EXIT_FAILED if problems else 0
+
+
+CHECKS = {
+    "torch": "import torch; (torch.ones(64, 64) @ torch.ones(64, 64)).sum(); print(torch.__version__)",
+    "torchvision": "from thesis_lib import backbones; b = backbones.load('resnet18', (1,), 'random'); import torch; "
+                   "b(torch.zeros(1, 3, 64, 64)); print(backbones.torchvision().__version__)",
+    "faiss": "import faiss, numpy; i = faiss.IndexFlatL2(8); i.add(numpy.ones((9, 8), 'f4')); "
+             "i.search(numpy.ones((2, 8), 'f4'), 1); print(faiss.__version__)",
+    "torch, then faiss": "import torch, faiss, numpy; torch.ones(512, 512) @ torch.ones(512, 512); "
+                         "i = faiss.IndexFlatL2(64); i.add(numpy.ones((999, 64), 'f4')); "
+                         "i.search(numpy.ones((99, 64), 'f4'), 1); print('together')",
+}
+
+
+def _doctor(args) -> int:
+    """One line per check; torch wheels that die of an illegal instruction (known on a Pi 4) are named as such."""
+    import signal
+
+    from thesis_lib import paths, stamp
+    failed = False
+    for name, code in CHECKS.items():
+        child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        if child.returncode == 0:
+            print(f"ok    {name}: {child.stdout.strip()}")
+            continue
+        failed = True
+        if child.returncode < 0:
+            reason = f"killed by {signal.Signals(-child.returncode).name}"
+            if -child.returncode == signal.SIGILL:
+                reason += ": this build uses instructions the processor lacks; on a Raspberry Pi 4 try torch 2.3.1"
+        else:
+            reason = (child.stderr.strip().splitlines() or ["no message"])[-1]
+        print(f"FAIL  {name}: {reason}")
+    for name, folder in (("data", paths.data()), ("outputs", paths.outputs())):
+        print(f"{'ok  ' if folder.is_dir() else 'new '}  {name}: {folder}")
+    if not failed:
+        stamp.show()
+    return EXIT_FAILED if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,281 @@
+"""Pictures on disk in the layout of MVTec AD: root/category/{train/good, test/<defect>, ground_truth/<defect>}.
+
+Masks are optional.  Letters: B pictures, H, W side in pixels after `Preprocess`.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image, ImageOps
+
+from thesis_lib import paths
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
+INTERPOLATIONS = {name: Image.Resampling[name.upper()] for name in ("nearest", "bilinear", "bicubic", "lanczos")}
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class DataError(ValueError):
+    """A folder or picture is not what it should be; the message names it and says what would be right."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    path: Path
+    split: str                  # "train" or "test": decides what may reach `fit`
+    defect: str                 # name of the folder, "good" for a nominal picture
+    mask: Path | None = None
+
+    @property
+    def label(self) -> int:
+        """0 nominal, 1 anomalous."""
+        return int(self.defect != "good")
+
+
+@dataclass(frozen=True)
+class Category:
+    name: str
+    train: tuple[Sample, ...]
+    test: tuple[Sample, ...]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(n_test,) int: 0 nominal, 1 anomalous."""
+        return np.array([sample.label for sample in self.test], dtype=int)
+
+    @property
+    def has_masks(self) -> bool:
+        """True when every anomalous test picture has one; pixel metrics need all of them."""
+        anomalous = [sample for sample in self.test if sample.label]
+        return bool(anomalous) and all(sample.mask for sample in anomalous)
+
+    def subset(self, train: int = 0, test: int = 0) -> "Category":
+        """At most so many pictures, evenly spaced, of each label in proportion; 0 keeps all."""
+        good, bad = ([sample for sample in self.test if sample.label == label] for label in (0, 1))
+        n_good = round(test * len(good) / len(self.test)) if test else 0
+        if test and good and bad:
+            n_good = min(max(n_good, 1), test - 1)
+        chosen = _evenly(good, n_good) + _evenly(bad, test - n_good) if test else list(self.test)
+        return replace(self, train=tuple(_evenly(self.train, train)), test=tuple(chosen))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash over names and bytes of all pictures and masks: which data a result was measured on.
+
+        Raises DataError when a test picture is a copy of a training picture: a score on it proves nothing.
+        """
+        digest, trained = hashlib.sha256(), {}
+        for sample in self.train + self.test:
+            content = hashlib.sha256(_bytes(sample.path)).digest()
+            if sample.split == "train":
+                trained[content] = sample.path
+            elif content in trained:
+                raise DataError(f"{sample.path}: test picture is a copy of the training picture {trained[content]}; "
+                                "remove it from one of the two folders")
+            digest.update(f"{sample.split}/{sample.defect}/{sample.path.name}".encode() + content)
+            if sample.mask:
+                digest.update(_bytes(sample.mask))
+        return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocess:
+    """From a file to a normalised tensor; part of a result's identity.
+
+    The thesis' text says 256 x 256, its code resized to 256 (Lanczos) and cropped the centre 224: both can be set.
+    The official PatchCore code is resize="short_side", bilinear, crop 224.
+    """
+
+    image_size: int = field(default=256, metadata={"help": "side in pixels after the resize"})
+    crop: int | None = field(default=None, metadata={"help": "side in pixels of the centre crop after it, or none"})
+    resize: str = field(default="square", metadata={"help": "square, or short_side (keeps the aspect, needs a crop)"})
+    interpolation: str = field(default="bilinear", metadata={"help": "of the resize: " + ", ".join(INTERPOLATIONS)})
+
+    def __post_init__(self):
+        if self.image_size < 32:
+            raise ValueError(f"image_size={self.image_size}: needs at least 32 pixels")
+        if self.crop is not None and not 32 <= self.crop <= self.image_size:
+            raise ValueError(f"crop={self.crop}: needs 32 to image_size={self.image_size} pixels, or none")
+        if self.resize not in ("square", "short_side"):
+            raise ValueError(f"resize={self.resize!r}: needs square or short_side")
+        if self.resize == "short_side" and self.crop is None:
+            raise ValueError("resize=short_side needs a crop: pictures of other aspect would not form a batch")
+        if self.interpolation not in INTERPOLATIONS:
+            raise ValueError(f"interpolation={self.interpolation!r}: needs one of {', '.join(INTERPOLATIONS)}")
+
+    @property
+    def side(self) -> int:
+        """Side of what the network sees, in pixels."""
+        return self.crop or self.image_size
+
+    def geometry(self, image: Image.Image, interpolation: str) -> Image.Image:
+        size = (self.image_size, self.image_size)
+        if self.resize == "short_side":
+            scale = self.image_size / min(image.size)
+            size = tuple(max(self.image_size, round(side * scale)) for side in image.size)
+        image = image.resize(size, INTERPOLATIONS[interpolation])
+        left, top = (image.width - self.side) // 2, (image.height - self.side) // 2
+        return image.crop((left, top, left + self.side, top + self.side))
+
+    def image(self, path: Path) -> torch.Tensor:
+        """(3, H, W) float32, ImageNet-normalised."""
+        pixels = np.array(self.geometry(read_rgb(path), self.interpolation), dtype=np.float32) / 255
+        normalised = (pixels - np.float32(IMAGENET_MEAN)) / np.float32(IMAGENET_STD)
+        return torch.from_numpy(np.ascontiguousarray(normalised.transpose(2, 0, 1)))
+
+    def mask(self, sample: Sample) -> np.ndarray:
+        """(H, W) bool: every value above 0 is defect (MVTec LOCO uses values below 255); good pictures all False."""
+        if sample.mask is None:
+            return np.zeros((self.side, self.side), dtype=bool)
+        picture, mask = _open(sample.path), _open(sample.mask)
+        if picture.size != mask.size:
+            raise DataError(f"{sample.mask}: mask is {mask.width}x{mask.height}, its picture {sample.path.name} "
+                            f"{picture.width}x{picture.height} pixels; both must be the same")
+        values = np.array(mask if mask.mode in ("1", "L", "I", "F") or mask.mode.startswith("I;") else mask.convert("RGB"))
+        defect = values > 0 if values.ndim == 2 else (values > 0).any(axis=2)
+        binary = Image.fromarray(defect.astype(np.uint8))
+        return np.array(self.geometry(binary, "nearest"), dtype=bool)
+
+
+class Pictures:
+    """Batches (B, 3, H, W) of the samples, read when iterated; knows what it reads, so that `fit` can refuse."""
+
+    def __init__(self, samples: Sequence[Sample], preprocess: Preprocess, batch_size: int = 8):
+        self.samples, self.preprocess, self.batch_size = tuple(samples), preprocess, batch_size
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return -(-len(self.samples) // self.batch_size)
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        for start in range(0, len(self.samples), self.batch_size):
+            yield torch.stack([self.preprocess.image(sample.path)
+                               for sample in self.samples[start:start + self.batch_size]])
+
+
+def read_rgb(path: Path) -> Image.Image:
+    """8-bit RGB from grey, palette, RGBA (alpha dropped) or 16-bit grey (full range, 65535 -> 255)."""
+    image = _open(path)
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise DataError(f"{path}: integer values {values.min()} to {values.max()}, needs 0 to 65535; "
+                            "convert it to 8 or 16 bit")
+        image = Image.fromarray((values.astype(np.uint32) / 257).round().astype(np.uint8))
+    elif image.mode == "F":
+        raise DataError(f"{path}: floating-point picture of unknown range; convert it to 8 or 16 bit")
+    return image.convert("RGB")
+
+
+def resolve(root: str | Path) -> Path:
+    """Folder of categories: "demo" (generated on first use), a path, or the name of a folder under data/."""
+    if str(root) == "demo":
+        from thesis_lib import synthetic
+        return synthetic.write(paths.demo_data())
+    for folder in (Path(root).expanduser(), paths.data() / root):
+        if folder.is_dir():
+            return folder.resolve()
+    raise DataError(f"{root}: no such folder, neither as a path nor under {paths.data()}; "
+                    "'demo' generates pictures, data/README.md says where real ones come from")
+
+
+def categories(root: str | Path) -> list[str]:
+    """Names of the folders below root that hold train/good."""
+    return sorted(folder.parent.parent.name for folder in resolve(root).glob("*/train/good"))
+
+
+def scan(root: str | Path, category: str) -> Category:
+    """List one category; no picture is opened. Raises DataError that names what is missing."""
+    folder = resolve(root) / category
+    if not folder.is_dir():
+        known = ", ".join(categories(root)) or "none"
+        raise DataError(f"{folder}: no such category; categories here: {known}")
+    train = [Sample(file, "train", "good") for file in _pictures(folder / "train" / "good")]
+    if not train:
+        raise DataError(f"{folder / 'train' / 'good'}: no pictures ({', '.join(sorted(SUFFIXES))}); "
+                        "nominal training pictures belong there")
+    test_folder = folder / "test"
+    defects = sorted(entry.name for entry in test_folder.iterdir() if entry.is_dir()) if test_folder.is_dir() else []
+    test = []
+    for defect in defects:
+        masks = {file.stem.removesuffix("_mask"): file for file in _pictures(folder / "ground_truth" / defect)}
+        test += [Sample(file, "test", defect, masks.get(file.stem) if defect != "good" else None)
+                 for file in _pictures(test_folder / defect)]
+    return Category(category, tuple(train), tuple(test))
+
+
+def verify(root: str | Path) -> pd.DataFrame:
+    """Count what is on disk and set it beside Table 2.1 of the thesis; column `problems` is empty when all is well.
+
+    Opens every picture and mask, so a truncated one is found here and not in the middle of a run.
+    """
+    expected = pd.read_csv(paths.reference("thesis_table_2_1.csv")).set_index("category_en")
+    found = categories(root)
+    # Any MVTec AD category makes it MVTec AD: then what is missing of the fifteen is listed, too.
+    names = list(expected.index[:-1]) if set(found) & set(expected.index) else []
+    rows = []
+    for name in names + [name for name in found if name not in names]:
+        row = {"category": name, "train": 0, "test_good": 0, "test_defective": 0, "masks": 0, "problems": "not on disk"}
+        if name in found:
+            category = scan(root, name)
+            row |= {"train": len(category.train), "test_good": int((category.labels == 0).sum()),
+                    "test_defective": int(category.labels.sum()),
+                    "masks": sum(sample.mask is not None for sample in category.test)}
+            problems = _problems(category)
+            if name in names:
+                wanted = expected.loc[name, ["n_train", "n_test_nominal", "n_test_anomalous"]]
+                problems += [f"{key} should be {int(want)}" for key, want in
+                             zip(("train", "test_good", "test_defective"), wanted, strict=True) if row[key] != want]
+            row["problems"] = "; ".join(problems)
+        rows.append(row)
+    return pd.DataFrame(rows, columns=["category", "train", "test_good", "test_defective", "masks", "problems"])
+
+
+def _problems(category: Category) -> list[str]:
+    problems = []
+    try:
+        category.fingerprint  # noqa: B018  (raises on a copy)
+        for sample in category.train + category.test:
+            read_rgb(sample.path)
+            Preprocess().mask(sample)
+    except DataError as error:
+        problems.append(str(error))
+    unmasked = [sample for sample in category.test if sample.label and not sample.mask]
+    if unmasked and len(unmasked) < category.labels.sum():
+        problems.append(f"{len(unmasked)} anomalous pictures without a mask, first {unmasked[0].path}")
+    return problems
+
+
+def _pictures(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(file for file in folder.iterdir()
+                  if file.suffix.lower() in SUFFIXES and not file.name.startswith("."))
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image)
+    except (OSError, SyntaxError, ValueError) as error:      # Pillow reports a broken PNG as SyntaxError
+        raise DataError(f"{path}: not a readable picture ({error}); replace or remove it") from error
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: not readable ({error.strerror})") from error
+
+
+def _evenly(items: Sequence, count: int) -> list:
+    if not count or count >= len(items):
+        return list(items)
+    return [items[index] for index in np.linspace(0, len(items) - 1, count).round().astype(int)]

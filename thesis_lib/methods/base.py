@@ -1,0 +1,133 @@
+"""What every method is: parameters, `fit` on nominal pictures, and a mapping of named stages.
+
+The thesis cuts inference at five time stamps (sec. 3.4.1). Here the cut is the architecture: `predict` folds the
+stages, the timing harness walks them with a clock, the evaluation reuses the first ones for several memory banks.
+"""
+
+import copy
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import safetensors
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from scipy.ndimage import gaussian_filter
+from sklearn.exceptions import NotFittedError
+
+FORMAT = "1"            # of saved detectors
+
+
+@dataclass(frozen=True)
+class Prediction:
+    score: torch.Tensor             # (B,) higher is more anomalous
+    map: torch.Tensor               # (B, h, w) at grid resolution
+
+    def full_map(self, side: int, sigma: float = 4.0) -> torch.Tensor:
+        """(B, side, side): bilinear, then a Gaussian of sigma pixels, as the official PatchCore code does."""
+        full = F.interpolate(self.map[:, None], (side, side), mode="bilinear", align_corners=False)[:, 0]
+        return torch.from_numpy(gaussian_filter(full.numpy(), (0, sigma, sigma))) if sigma else full
+
+
+def parameter(default: Any, help: str, *, identity: bool = True) -> Any:
+    """Dataclass field with the text that `thesis evaluate METHOD --help` shows.
+
+    identity False: the parameter cannot change a result, so a stored row stays valid when it differs.
+    """
+    return field(default=default, metadata={"help": help, "identity": identity})
+
+
+@dataclass(kw_only=True)
+class Detector:
+    """Constructor stores parameters, `fit` learns attributes with a trailing underscore."""
+
+    seed: int = parameter(0, "seed of everything random in fit")
+
+    name: ClassVar[str]
+    shared: ClassVar[tuple[str, ...]] = ()      # leading stages that do not depend on the seed
+
+    @property
+    def stages(self) -> Mapping[str, Callable]:
+        """Ordered name -> callable; each takes what the previous one returned, the last returns a Prediction."""
+        raise NotImplementedError
+
+    def collect(self, images: Iterable[torch.Tensor]) -> Any:
+        """What fit learns from and the seed has no part in (features); images are batches (b, 3, H, W)."""
+        raise NotImplementedError
+
+    def learn(self, collected: Any) -> "Detector":
+        """The seeded part of fit; replaces what an earlier call learned."""
+        raise NotImplementedError
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Learned tensors, enough for `restore`."""
+        raise NotImplementedError
+
+    def restore(self, state: dict[str, torch.Tensor], weights: dict) -> None:
+        raise NotImplementedError
+
+    def fit(self, images: Iterable[torch.Tensor]) -> "Detector":
+        """Learn from nominal pictures, batches (b, 3, H, W). Refuses test pictures that come through `Pictures`."""
+        return self.learn(self.collect_nominal(images))
+
+    def collect_nominal(self, images: Iterable[torch.Tensor]) -> Any:
+        """`collect` behind the guard: the only way in for fit and for the evaluation."""
+        for sample in getattr(images, "samples", ()):
+            if sample.split != "train":
+                raise ValueError(f"{sample.path}: is a {sample.split} picture; fit takes training pictures only")
+        return self.collect(images)
+
+    def predict(self, images: torch.Tensor) -> Prediction:
+        """images (B, 3, H, W) -> Prediction; the input is left unchanged."""
+        x = images
+        for stage in self.stages.values():
+            x = stage(x)
+        return x
+
+    def reseeded(self, seed: int) -> "Detector":
+        """The same detector with another seed, sharing what `collect` learned."""
+        other = copy.copy(self)
+        other.seed = seed
+        return other
+
+    def parameters(self, identity_only: bool = False) -> dict:
+        """Effective parameters by name, as a result row stores them."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)
+                if f.metadata["identity"] or not identity_only}
+
+    def save(self, path: str | Path) -> Path:
+        """One safetensors file: tensors, and parameters as JSON in its header."""
+        path = Path(path)
+        tensors = {key: value.contiguous() for key, value in self.state().items()}
+        header = {"format": FORMAT, "method": self.name, "parameters": json.dumps(self.parameters()),
+                  "weights": json.dumps(self.backbone_.weights)}
+        safetensors.torch.save_file(tensors, path, metadata=header)
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Detector":
+        """Detector as it was saved. Raises ValueError that names the file."""
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                header = file.metadata() or {}
+                state = {key: file.get_tensor(key) for key in file.keys()}     # noqa: SIM118  (no mapping)
+        except (OSError, safetensors.SafetensorError) as error:
+            raise ValueError(f"{path}: not a readable detector file ({error})") from error
+        if header.get("format") != FORMAT or header.get("method") != cls.name:
+            raise ValueError(f"{path}: holds method {header.get('method')} in format {header.get('format')}, "
+                             f"needs {cls.name} in format {FORMAT}")
+        parameters = json.loads(header["parameters"])
+        detector = cls(**{key: tuple(value) if isinstance(value, list) else value
+                          for key, value in parameters.items()})
+        detector.restore(state, json.loads(header["weights"]))
+        return detector
+
+    def _learned(self, attribute: str) -> Any:
+        try:
+            return self.__dict__[attribute]
+        except KeyError:
+            raise NotFittedError(f"{type(self).__name__} has learned nothing yet: call fit first") from None

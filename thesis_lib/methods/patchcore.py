@@ -1,0 +1,111 @@
+"""PatchCore: the distance of test patches to a coreset of nominal patches.
+
+Source: Roth et al. 2022 (arXiv 2106.08265); thesis ch. 3. Differs from the paper by default as the thesis does from
+sec. 3.5.2 on: pooled embedding and plain maximum. The paper's own parts are embedding="original_d1024" and
+score="reweighted".  Letters: B images, P patches, D embedding, M bank rows.
+"""
+
+import tempfile
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from thesis_lib import backbones, coreset, embedding, scoring, search
+from thesis_lib.methods.base import Detector, Prediction, parameter
+from thesis_lib.progress import track
+
+
+@dataclass(kw_only=True)
+class PatchCore(Detector):
+    backbone: str = parameter("resnet18", "network: " + ", ".join(backbones.NAMES))
+    layers: tuple[int, ...] = parameter((2,), "levels whose feature maps are used, 1 to 4, e.g. 2,3")
+    weights: str = parameter("imagenet", "imagenet, random or a .safetensors file with torchvision's key names")
+    embedding: str = parameter("avg_k3_s1_p1", "original_d1024, avg_k3_s1_p1, max_..., avgmax_..., adaptive_7, identity")
+    join: str = parameter("repeat", "how a deeper level reaches the finest grid: repeat or interpolate")
+    bank: int | str = parameter(1000, "rows of the memory bank, 1000 or 1%")
+    coreset: str = parameter("greedy", "how they are chosen: greedy or random")
+    projection: int | None = parameter(None, "dimensions of the random projection before greedy, or none")
+    search: str = parameter("faiss", "engine: " + ", ".join(search.ENGINES))
+    distance: str = parameter("l2", "l2 or l2_squared")
+    score: str = parameter("max", "rule: " + ", ".join(scoring.RULES))
+    neighbours: int = parameter(9, "b of the weighted rules")
+    search_threads: int | None = parameter(None, "threads of the search, none leaves its own", identity=False)
+    memory_limit_gb: float | None = parameter(None, "refuse above it; none is 3/4 of the memory", identity=False)
+
+    name: ClassVar[str] = "patchcore"
+    shared: ClassVar[tuple[str, ...]] = ("extraction", "embedding")
+
+    def __post_init__(self):
+        self.layers = backbones.check(self.backbone, self.layers)
+        embedding.parse(self.embedding, self.join)
+        coreset.size(self.bank, 10**12)
+        if str(self.bank).strip().isdigit():    # "1000" and 1000 are one configuration
+            self.bank = int(self.bank)
+        _one_of("coreset", self.coreset, coreset.METHODS)
+        _one_of("search", self.search, search.ENGINES)
+        _one_of("distance", self.distance, search.DISTANCES)
+        _one_of("score", self.score, scoring.RULES)
+        if scoring.RULES[self.score].weighted and (self.distance != "l2" or self.neighbours < 2):
+            raise ValueError(f"score={self.score}: needs distance=l2 and at least 2 neighbours, since with one the "
+                             f"weight is 0 for every picture; here distance={self.distance}, neighbours={self.neighbours}")
+
+    @property
+    def stages(self):
+        rule, finder = scoring.RULES[self.score], self._learned("search_")
+        k = rule.searched(self.neighbours)
+
+        def find(patches: embedding.Patches) -> scoring.Neighbours:
+            b, p, d = patches.vectors.shape
+            distances, indices = finder.query(patches.vectors.reshape(b * p, d), k)
+            return scoring.Neighbours(distances.view(b, p, k), indices.view(b, p, k), patches)
+
+        def score(found: scoring.Neighbours) -> Prediction:
+            nearest = found.distances[..., 0].unflatten(1, found.patches.grid)
+            return Prediction(rule.score(found, finder, self.neighbours), nearest)
+
+        return {"extraction": self.backbone_, "embedding": embedding.parse(self.embedding, self.join),
+                "search": find, "score": score}
+
+    def collect(self, images) -> np.ndarray:
+        """Patches of all pictures (N, D) float32, in an unnamed file on disk, so that memory stays bounded."""
+        self.backbone_ = backbones.load(self.backbone, self.layers, self.weights)
+        embed = embedding.parse(self.embedding, self.join)
+        batches, n, dim = len(images) if hasattr(images, "__len__") else None, 0, 0
+        expected = len(getattr(images, "samples", ()))                      # pictures, where known beforehand
+        with tempfile.TemporaryFile() as file:
+            for batch in track(images, batches, "features"):
+                vectors = embed(self.backbone_(batch)).vectors              # (b, P, D)
+                n, dim = n + vectors.shape[0] * vectors.shape[1], vectors.shape[2]
+                coreset.check_memory(max(n, expected * vectors.shape[1]), dim, self.memory_limit_gb)
+                file.write(vectors.numpy().data)
+            if not n:
+                raise ValueError("fit was given no pictures")
+            file.flush()
+            return np.memmap(file, dtype=np.float32, mode="r+", shape=(n, dim))
+
+    def learn(self, collected):
+        rows = coreset.size(self.bank, len(collected))
+        self.rows_ = coreset.select(collected, rows, method=self.coreset, seed=self.seed, projection=self.projection)
+        self._set_bank(torch.from_numpy(np.array(collected[self.rows_])))
+        return self
+
+    def state(self):
+        self._learned("bank_")
+        return {"bank": self.bank_} | {f"backbone.{key}": value for key, value in
+                                       self.backbone_.levels.state_dict().items()}
+
+    def restore(self, state, weights):
+        trunk = {key.removeprefix("backbone."): value for key, value in state.items() if key != "bank"}
+        self.backbone_ = backbones.restore(self.backbone, self.layers, trunk, weights)
+        self._set_bank(state["bank"])
+
+    def _set_bank(self, bank: torch.Tensor) -> None:
+        self.bank_ = bank                                                   # (M, D)
+        self.search_ = search.ENGINES[self.search](self.distance, self.search_threads).fit(bank)
+
+
+def _one_of(name: str, value: str, known) -> None:
+    if value not in known:
+        raise ValueError(f"{name}={value!r}: needs one of {', '.join(known)}")

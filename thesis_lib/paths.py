@@ -1,0 +1,48 @@
+"""The only place that knows a folder. THESIS_DATA and THESIS_OUTPUTS move the two folders that grow."""
+
+import os
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent
+
+
+def root() -> Path:
+    """Checkout this package lies in, or the current folder when it was installed without one."""
+    checkout = PACKAGE.parent
+    return checkout if (checkout / "notebooks").is_dir() else Path.cwd()
+
+
+def notebooks() -> Path:
+    return root() / "notebooks"
+
+
+def data() -> Path:
+    return Path(os.environ.get("THESIS_DATA") or root() / "data").expanduser().resolve()
+
+
+def outputs() -> Path:
+    return Path(os.environ.get("THESIS_OUTPUTS") or root() / "outputs").expanduser().resolve()
+
+
+def demo_data() -> Path:
+    """Where the generated demo categories lie (made by `thesis data demo`)."""
+    return data() / "demo"
+
+
+def results() -> Path:
+    """Rows measured on this machine; the rows shipped with the project lie in its folder `published`."""
+    return outputs() / "results"
+
+
+def rendered() -> Path:
+    """The one executed set that is committed."""
+    return outputs() / "rendered"
+
+
+def executed(profile: str) -> Path:
+    return outputs() / "notebooks" / profile
+
+
+def reference(name: str) -> Path:
+    """A table of the thesis, shipped inside the package."""
+    return PACKAGE / "reference" / name

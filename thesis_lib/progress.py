@@ -1,0 +1,28 @@
+"""One bar where somebody watches, a log line per 20 % where nobody does, nothing in a rendered notebook."""
+
+import logging
+import os
+import sys
+from collections.abc import Iterable, Iterator
+
+from tqdm import tqdm
+
+log = logging.getLogger("thesis_lib")
+
+
+def watched() -> bool:
+    """True where a person sees what happens now: a terminal or JupyterLab, not the batch and not a log file.
+
+    Widgets and bars appear only then.
+    """
+    return sys.stderr.isatty() or ("ipykernel" in sys.modules and "THESIS_BATCH" not in os.environ)
+
+
+def track(steps: Iterable, total: int | None, what: str) -> Iterator:
+    """Yield the steps; `total` in steps, None when not known beforehand."""
+    next_share, silent = 0.2, not watched()
+    for done, step in enumerate(tqdm(steps, total=total, desc=what, disable=silent, leave=False), start=1):
+        yield step
+        if silent and total and done / total >= next_share:
+            log.info("%s: %d of %d", what, done, total)
+            next_share += 0.2

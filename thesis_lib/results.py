@@ -1,0 +1,74 @@
+"""One JSON file per measured row: (configuration, category, seed) named by a readable slug and a hash of all of it."""
+
+import hashlib
+import json
+import os
+import tempfile
+from datetime import datetime, timezone
+from pathlib import Path
+
+import pandas as pd
+
+from thesis_lib import paths
+from thesis_lib.stamp import library_hash, stamp
+
+
+def identity(kind: str, subject: dict) -> str:
+    """Hash of everything that decides the numbers of a row, the sources of this library included."""
+    text = json.dumps({"kind": kind, "library": library_hash(), **subject}, sort_keys=True, default=list)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def find(kind: str, subject: dict) -> dict | None:
+    """The finished row of this subject, measured on this machine, or None."""
+    files = list(paths.results().glob(f"*-{identity(kind, subject)}.json"))
+    return json.loads(files[0].read_text()) if files else None
+
+
+def save(kind: str, subject: dict, values: dict) -> dict:
+    """Write the row atomically with its stamp and return it: subject and values side by side, no nesting added."""
+    row_id = identity(kind, subject)
+    configuration = identity(kind, {key: value for key, value in subject.items() if key not in ("seed", "category", "data")})
+    row = {"kind": kind, "id": row_id, "configuration": configuration, **subject, **values,
+           "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"), "stamp": stamp()}
+    text = json.dumps(row, default=list)
+    write_atomically(paths.results() / f"{_slug(kind, subject)}-{row_id}.json", text + "\n")
+    return json.loads(text)         # exactly what `find` will give back
+
+
+def load_all(folder: Path | None = None) -> pd.DataFrame:
+    """All rows below outputs/results, one line each, nested facts as `parameters.layers`; `origin` tells own rows
+    from those published with the project. Raises ValueError naming a file that is no row.
+    """
+    folder = folder or paths.results()
+    rows = []
+    for file in sorted(folder.rglob("*.json")):
+        try:
+            row = json.loads(file.read_text())
+            row["kind"], row["stamp"]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{file}: not a result row ({error}); delete it and measure again") from error
+        rows.append(row | {"origin": "published" if "published" in file.parts else "own"})
+    return pd.json_normalize(rows)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """The file is there whole or not at all, also when the process is killed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _slug(kind: str, subject: dict) -> str:
+    p = subject["parameters"]
+    parts = [kind, subject["method"], subject["category"], p.get("backbone"),
+             "L" + "".join(map(str, p["layers"])) if "layers" in p else None,
+             p.get("embedding"), f"bank{p['bank']}" if "bank" in p else None,
+             None if subject.get("seed") is None else f"s{subject['seed']}"]
+    return "-".join(str(part) for part in parts if part is not None).replace("%", "pct").replace("/", "_")

@@ -1,0 +1,110 @@
+"""Exact nearest neighbours of query patches in a memory bank: three engines, the same answer.
+
+Letters: Q queries, M bank rows, D embedding, k neighbours. The thesis compares FAISS and SciPy's cdist (Fig. 3.3);
+all three engines here look at every bank row, none approximates.
+"""
+
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import faiss
+import numpy as np
+import torch
+from scipy.spatial.distance import cdist
+
+DISTANCES = ("l2", "l2_squared")
+
+
+@dataclass
+class Search:
+    """`fit` a bank (M, D), then `query` (Q, D) -> distances (Q, k) float32 ascending, indices (Q, k) int64."""
+
+    distance: str = "l2"                    # l2 | l2_squared: what `query` returns
+    threads: int | None = None              # None keeps the engine's own setting
+    bank: torch.Tensor = field(default=None, init=False, repr=False)
+
+    def __post_init__(self):
+        if self.distance not in DISTANCES:
+            raise ValueError(f"distance={self.distance!r}: needs one of {', '.join(DISTANCES)}")
+
+    def fit(self, bank: torch.Tensor) -> "Search":
+        self.bank = bank.contiguous().float()
+        return self
+
+    def query(self, vectors: torch.Tensor, k: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+        if k > len(self.bank):
+            raise ValueError(f"k={k} neighbours asked of a bank of {len(self.bank)} rows")
+        squared, indices = self._nearest(vectors.contiguous().float(), k)
+        squared = squared.clamp_min(0)      # |x|^2 - 2xy + |y|^2 rounds below zero near a bank row
+        return (squared if self.distance == "l2_squared" else squared.sqrt()), indices
+
+    def _nearest(self, vectors: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        raise NotImplementedError
+
+
+class Faiss(Search):
+    """faiss.IndexFlatL2: brute force in float32, no quantisation and no index structure."""
+
+    def fit(self, bank):
+        super().fit(bank)
+        self.index = faiss.IndexFlatL2(self.bank.shape[1])
+        self.index.add(self.bank.numpy())
+        return self
+
+    def _nearest(self, vectors, k):
+        with _faiss_threads(self.threads):
+            squared, indices = self.index.search(vectors.numpy(), k)
+        return torch.from_numpy(squared), torch.from_numpy(indices)
+
+
+class Cdist(Search):
+    """SciPy: every distance written out in float64, on one thread, then sorted out."""
+
+    def _nearest(self, vectors, k):
+        squared = cdist(vectors.numpy(), self.bank.numpy(), "sqeuclidean")              # (Q, M)
+        if k == 1:
+            indices = squared.argmin(axis=1, keepdims=True)
+        else:
+            indices = np.argpartition(squared, k - 1, axis=1)[:, :k]
+            order = np.take_along_axis(squared, indices, axis=1).argsort(axis=1, kind="stable")
+            indices = np.take_along_axis(indices, order, axis=1)
+        nearest = np.take_along_axis(squared, indices, axis=1).astype(np.float32)
+        return torch.from_numpy(nearest), torch.from_numpy(indices)
+
+
+class Torch(Search):
+    """One matrix product: |x|^2 - 2xy + |y|^2 in float32; only the smallest k are looked at."""
+
+    def fit(self, bank):
+        super().fit(bank)
+        self.norms = self.bank.square().sum(dim=1)                                      # (M,)
+        return self
+
+    def _nearest(self, vectors, k):
+        with _torch_threads(self.threads):
+            partial = torch.addmm(self.norms, vectors, self.bank.T, alpha=-2)           # (Q, M), |x|^2 missing
+            nearest, indices = partial.min(1, keepdim=True) if k == 1 else partial.topk(k, dim=1, largest=False)
+            return nearest + vectors.square().sum(dim=1, keepdim=True), indices
+
+
+ENGINES = {"faiss": Faiss, "cdist": Cdist, "torch": Torch}
+
+
+@contextmanager
+def _faiss_threads(threads: int | None):
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+@contextmanager
+def _torch_threads(threads: int | None):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,118 @@
+"""Measured rows beside the thesis' values. AUROC in per cent, times in milliseconds, as the thesis prints them."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from thesis_lib import metrics, paths
+
+STAGES = ("extraction", "embedding", "search", "score")
+
+
+def thesis(figure: str) -> pd.DataFrame:
+    """Bars of one figure of the thesis ("3.2"), in its order. KeyError lists the figures there are."""
+    bars = pd.read_csv(paths.reference("thesis_results.csv"), dtype={"figure": str, "bank": str})
+    if figure not in set(bars["figure"]):
+        raise KeyError(f"figure {figure!r} has no bars; there are {', '.join(sorted(bars['figure'].unique(), key=float))}")
+    return bars[bars["figure"] == figure].reset_index(drop=True)
+
+
+def summary(rows: pd.DataFrame) -> pd.DataFrame:
+    """One line per configuration and category from the rows of `evaluate`, in the order they came.
+
+    auroc is the mean over the seeds in %, low and high its 95 % bootstrap interval over the test pictures (all seeds
+    resampled together), sd the spread over the seeds in percentage points.
+    """
+    lines = []
+    for (configuration, category, _), group in rows.groupby(["configuration", "category", "data"], sort=False):
+        first = group.iloc[0]
+        low, high = metrics.auroc_interval(first["labels"], np.array(group["scores"].tolist()))
+        lines.append({
+            "configuration": configuration, "category": category, "weights": first["weights.source"],
+            "seeds": len(group), "auroc": 100 * group["image_auroc"].mean(), "low": 100 * low, "high": 100 * high,
+            "sd": 100 * group["image_auroc"].std(ddof=1) if len(group) > 1 else np.nan,
+            "pixel_auroc": _percent(group, "pixel_auroc"), "pro": _percent(group, "pro"),
+            "n_train": first["n_train"], "n_test": first["n_test_good"] + first["n_test_defective"]})
+    return pd.DataFrame(lines)
+
+
+def beside(figure: str, measured: Mapping[str, pd.DataFrame], times: Mapping[str, dict] | None = None,
+           column: str = "auroc_mvtec_pct") -> pd.DataFrame:
+    """Thesis | measured | difference for each bar; measured and times map the thesis' label to what `evaluate` and
+    `measure_time` returned. column is the thesis' AUROC to compare with. Unknown labels raise KeyError.
+    """
+    bars = thesis(figure).set_index("label")
+    unknown = (set(measured) | set(times or {})) - set(bars.index)
+    if unknown:
+        raise KeyError(f"figure {figure} has no bar {', '.join(sorted(unknown))}; it has {', '.join(bars.index)}")
+    lines = []
+    for label, rows in measured.items():
+        one = summary(rows).iloc[0]
+        line = {"bar": label, "thesis AUROC %": bars.loc[label, column], "measured AUROC %": one["auroc"],
+                "95 % interval": f"{one['low']:.1f} to {one['high']:.1f}", "sd over seeds": one["sd"],
+                "difference": one["auroc"] - bars.loc[label, column], "weights": one["weights"]}
+        if times:
+            line |= {"thesis ms": bars.loc[label, "total_ms"], "measured ms": times[label]["total_ms"]}
+        lines.append(line)
+    return pd.DataFrame(lines).set_index("bar")
+
+
+def stage_times(figure: str, times: Mapping[str, dict]) -> pd.DataFrame:
+    """Milliseconds per stage, two lines per bar: the thesis' desktop and this machine."""
+    bars = thesis(figure).set_index("label")
+    lines = {}
+    for label, row in times.items():
+        lines[label, "thesis"] = [bars.loc[label, f"{stage}_ms"] for stage in STAGES]
+        lines[label, "measured"] = [row["stage_ms"][stage] for stage in STAGES]
+    table = pd.DataFrame.from_dict(lines, orient="index", columns=list(STAGES))
+    table.index = pd.MultiIndex.from_tuples(table.index, names=["bar", "source"])
+    return table.assign(total=table.sum(axis=1))
+
+
+def contents(profile: str) -> pd.DataFrame:
+    """One line per notebook: link, thesis section, question, and the first sentence of its last conclusion.
+
+    Title, section and question are read from the first cell of the source, the result from the executed copy of the
+    profile, so that no number is typed twice.
+    """
+    lines = []
+    for source in sorted(paths.notebooks().glob("[0-9][0-9]_*.ipynb")):
+        head = " ".join("".join(json.loads(source.read_text(encoding="utf-8"))["cells"][0]["source"]).split())
+        title, about, question = re.match(r"# (.*?) \*\*Thesis:\*\* (.*?) \*\*Question:\*\* (.*?\?)", head).groups()
+        lines.append({"notebook": f"[{title}]({source.name})", "thesis": about.rstrip("."), "question": question,
+                      "result": _conclusion(paths.executed(profile) / source.name)})
+    return pd.DataFrame(lines)
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """Pipe table of a frame of texts; unlike HTML its links work on a code host, too."""
+    rows = [list(table.columns), ["---"] * table.shape[1], *table.astype(str).to_numpy().tolist()]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _conclusion(executed: Path) -> str:
+    """First bullet of the last Markdown output of an executed notebook."""
+    if not executed.is_file():
+        return "not executed yet"
+    outputs = [output["data"]["text/markdown"] for cell in json.loads(executed.read_text(encoding="utf-8"))["cells"]
+               for output in cell.get("outputs", []) if "text/markdown" in output.get("data", {})]
+    bullets = "".join(outputs[-1] if outputs else "").split("\n- ")[1:]
+    return " ".join(bullets[0].split()) if bullets else "no conclusion"
+
+
+def note(categories: list[str], weights: str) -> str:
+    """What the reader must know before comparing: which pictures and which weights the measured numbers stand on."""
+    lines = [f"Measured on **{', '.join(categories)}**; the thesis' column is a mean over the 15 categories of MVTec AD "
+             "(or its own pellet set, which is not public), so a difference is an orientation, not an error."]
+    if weights == "random":
+        lines.append("**Random weights:** the network was not trained. Its run times are real; its AUROC says nothing about "
+                     "the method with trained features.")
+    return "\n\n".join(lines)
+
+
+def _percent(group: pd.DataFrame, column: str) -> float:
+    return 100 * group[column].astype(float).mean()

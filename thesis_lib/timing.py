@@ -1,0 +1,93 @@
+"""The thesis' timing protocol (sec. 3.4.1): a clock between the stages, warm-ups, repetitions, means of means."""
+
+import resource
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from thesis_lib.methods.base import Detector
+
+SPREAD_LIMIT = 0.10     # interquartile range over median above which a measurement is flagged
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Raw seconds (n images, repeats, stages); everything else is derived from them."""
+
+    stages: tuple[str, ...]
+    seconds: np.ndarray
+    first_call_s: float         # the very first pass, before any warm-up
+    batch_size: int
+    threads: int                # of torch while it ran
+
+    @property
+    def stage_ms(self) -> dict[str, float]:
+        """Milliseconds per stage: mean over the repeats of each image, then over the images."""
+        return dict(zip(self.stages, self.seconds.mean(axis=1).mean(axis=0) * 1e3, strict=True))
+
+    @property
+    def total_ms(self) -> float:
+        return sum(self.stage_ms.values())
+
+    @property
+    def spread(self) -> float:
+        """Interquartile range of all single totals over their median."""
+        low, median, high = np.percentile(self.seconds.sum(axis=2), [25, 50, 75])
+        return float((high - low) / median)
+
+    @property
+    def images_per_s(self) -> float:
+        return 1e3 * self.batch_size / self.total_ms
+
+    def row(self) -> dict:
+        """For a result row: raw times kept, so that another statistic can be made later."""
+        return {"stages": list(self.stages), "stage_ms": self.stage_ms, "total_ms": self.total_ms,
+                "spread": self.spread, "noisy": self.spread > SPREAD_LIMIT, "first_call_ms": self.first_call_s * 1e3,
+                "batch_size": self.batch_size, "threads": self.threads, "images_per_s": self.images_per_s,
+                "peak_memory_gb": peak_memory_gb(), "raw_s": np.round(self.seconds, 7).tolist()}
+
+
+def measure(detector: Detector, images: Iterable[torch.Tensor], *, warmup: int = 3, repeats: int = 5,
+            threads: int | None = None) -> Timing:
+    """Walk the stages over images, each a batch (b, 3, H, W), usually b = 1. Reading and resizing is not timed.
+
+    threads sets torch's number while measuring and restores it; None leaves it.
+    """
+    if warmup < 0 or repeats < 1:
+        raise ValueError(f"warmup={warmup}, repeats={repeats}: needs warmup >= 0 and repeats >= 1")
+    stages = detector.stages
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        seconds, first = [], None
+        for batch in images:
+            if first is None:
+                first, size = float(sum(_walk(stages.values(), batch))), len(batch)
+            for _ in range(warmup):
+                _walk(stages.values(), batch)
+            seconds.append([_walk(stages.values(), batch) for _ in range(repeats)])
+        used = torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+    if first is None:
+        raise ValueError("no image to measure")
+    return Timing(tuple(stages), np.array(seconds), first, size, used)
+
+
+def _walk(stages: Sequence, x) -> list[float]:
+    """Seconds per stage of one pass: one more time stamp than stages."""
+    stamps = [time.perf_counter()]
+    for stage in stages:
+        x = stage(x)
+        stamps.append(time.perf_counter())
+    return np.diff(stamps).tolist()
+
+
+def peak_memory_gb() -> float:
+    """Largest resident size of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9      # KiB on Linux, bytes on macOS
