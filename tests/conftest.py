@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from thesis_lib import data
+from thesis_lib import backbones, data, synthetic
 
 
 @pytest.fixture(autouse=True)
@@ -21,6 +21,30 @@ def same_threads():
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def networks_built_once():
+    """The same random network again and again costs most of the time; a frozen one may be shared."""
+    genuine, built = backbones.load, {}
+
+    def load(name, layers, weights="imagenet", seed=0):
+        key = name, tuple(layers), weights, seed
+        if weights != "random":
+            return genuine(*key)
+        if key not in built:
+            built[key] = genuine(*key)
+        return built[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backbones, "load", load)
+        yield
+
+
+@pytest.fixture(scope="session")
+def demo_data(tmp_path_factory):
+    """The whole generated set, written once per session: root/demo."""
+    return synthetic.write(tmp_path_factory.mktemp("generated") / "demo")
 
 
 @pytest.fixture

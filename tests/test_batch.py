@@ -241,16 +241,34 @@ def test_failures_stay_alone_and_are_told(folder, tmp_path):
     assert again[2].task.output.exists() and not again[2].task.failed_copy.exists()
 
 
+def test_a_collecting_notebook_runs_last_and_when_another_did(folder, monkeypatch):
+    """01 collects: it starts after 02 has ended, also with two jobs, and again whenever 02 was executed anew."""
+    monkeypatch.setattr(batch, "execute", lambda notebook, _, part, **options: (
+        order.append(notebook.stem), part.write_text('{"metadata": {"papermill": {}}}'), ("done", ""))[-1])
+    profile(folder, last=["01_one"])
+    for states, redone in [(["done"] * 2, None), (["skipped"] * 2, None), (["done"] * 2, "02_two")]:
+        order = []
+        if redone:
+            time.sleep(1.1)         # a record tells whole seconds
+            write(folder, redone, "print(seeds, names, 'changed')", parameters="seeds: int = 5\nnames: list[str] = []")
+        outcomes = batch.run(plan(folder), jobs=2)
+        assert [outcome.task.name for outcome in outcomes] == ["02_two", "01_one"]
+        assert [outcome.state for outcome in outcomes] == states
+        assert order == (["02_two", "01_one"] if states[0] == "done" else [])
+    assert plan(folder, only=["01"])[0].after == (plan(folder, only=["02"])[0].record,)
+
+
 def test_what_makes_an_execution_run_again(folder, monkeypatch):
     """Force, a changed parameter, a failure over a good copy, a damaged copy; jobs=2 gives what jobs=1 gave."""
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    write(folder, "02_two", "import os\nprint(os.environ['OMP_NUM_THREADS'])")
+    write(folder, "02_two", "import os\nprint(os.environ['OMP_NUM_THREADS'])\n"
+                            "print([os.path.relpath(os.environ[n]) for n in ('IPYTHONDIR', 'JUPYTER_RUNTIME_DIR')])")
     tasks = plan(folder)
     outputs = [task.output for task in tasks]
     run = batch.run(tasks)
     assert [o.state for o in run] == ["done", "done"]
     serial = list(map(output_of, outputs))
-    assert serial == [["5 0.1 'granulate'\n"], ["3\n"]]
+    assert serial == [["5 0.1 'granulate'\n"], ["3\n['ipython', 'runtime']\n"]]
     stamps = [file.stat().st_mtime_ns for file in outputs]
     assert [o.state for o in batch.run(tasks)] == ["skipped", "skipped"]
     assert [file.stat().st_mtime_ns for file in outputs] == stamps
@@ -263,7 +281,7 @@ def test_what_makes_an_execution_run_again(folder, monkeypatch):
     write(folder, "01_one", "1 / 0")
     outputs[1].write_text("{half", encoding="utf-8")
     assert [o.state for o in batch.run(tasks, jobs=2)] == ["failed", "done"]
-    assert outputs[0].read_bytes() == good and output_of(outputs[1]) == ["3\n"]
+    assert outputs[0].read_bytes() == good and output_of(outputs[1]) == serial[1]
     write(folder, "01_one", SHOW)                     # the old copy fits again, but its record says failed
     assert "would run" in batch.describe(tasks[:1])
     assert [o.state for o in batch.run(plan(folder, only=["01"], overrides={"seeds": "7"}))] == ["done"]
@@ -335,6 +353,26 @@ def test_a_batch_that_is_stopped_can_go_on(folder, tmp_path, number):
     assert not list(out.glob(".*"))
 
 
+def test_a_crash_between_copy_and_record_leaves_nothing_that_claims_to_be_current(folder, monkeypatch):
+    def execute(notebook, parameters, part, **_):
+        part.write_text(json.dumps({"cells": [], "metadata": {"papermill": parameters}}))
+        return "done", ""
+
+    def crash(file, *args, **options):
+        replace(file, *args, **options)
+        if file.suffix == ".ipynb":
+            raise OSError("disk full")
+
+    replace = batch._replace
+    monkeypatch.setattr(batch, "execute", execute)
+    before, after = (plan(folder, only=["01"], overrides={"seeds": n}) for n in (1, 2))
+    assert batch.run(before)[0].state == "done" and batch.run(before)[0].state == "skipped"
+    monkeypatch.setattr(batch, "_replace", crash)
+    assert batch.run(after)[0].message == "OSError: disk full"
+    assert not batch.up_to_date(before[0], before[0].key)        # the copy is that of seeds=2
+    assert not batch.up_to_date(after[0], after[0].key)
+
+
 def test_demo_pictures_are_made_once_before_any_notebook(folder, tmp_path, monkeypatch):
     """Made by the first notebook, they would count as changed data at the next run, and two jobs would make them."""
     def make(root):
@@ -368,8 +406,7 @@ def test_a_broken_report_stops_the_batch_and_its_notebooks(folder):
     write(folder, "01_one", "import time\ntime.sleep(60)")
 
     def report(text):
-        if "02_two" in text:
-            wait_for(psutil.Process().children)       # 01_one is under way
+        if "02_two  done" in text:                    # 01_one is under way
             raise BrokenPipeError("head has gone")
 
     threads, began = threading.active_count(), time.monotonic()

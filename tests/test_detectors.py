@@ -12,6 +12,8 @@ from thesis_lib import backbones, data, search
 from thesis_lib.coreset import MemoryLimitError
 from thesis_lib.methods import METHODS, Detector, PatchCore, Prediction
 
+pytestmark = pytest.mark.usefixtures("networks_built_once")
+
 TINY = {"patchcore": {"backbone": "resnet18", "layers": (1,), "weights": "random", "bank": 20}}
 # Parameter -> another value, and what else must be set for it to matter. "weights" is tested by itself.
 OTHER = {"patchcore": {
@@ -28,23 +30,6 @@ def images(count, seed=0):
 
 
 TRAIN, TEST = list(images(6).split(4)), images(3, seed=1)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def build_each_network_once():
-    """The same random network again and again costs most of the time; a frozen one may be shared."""
-    genuine, built = backbones.load, {}
-
-    def load(*key):
-        if key[2] != "random":
-            return genuine(*key)
-        if key not in built:
-            built[key] = genuine(*key)
-        return built[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backbones, "load", load)
-        yield
 
 
 def make(name, **parameters):
@@ -296,8 +281,8 @@ def test_patchcore_score_is_the_farthest_patch_by_brute_force():
     ({"search": "annoy"}, "search='annoy'.*faiss, cdist, torch"), ({"distance": "l1"}, "distance='l1'.*l2"),
     ({"score": "mean"}, "score='mean'.*max, reweighted"),
     ({"score": "reweighted", "distance": "l2_squared"}, "score=reweighted: needs distance=l2"),
-    ({"score": "reweighted", "neighbours": 1}, "at least 2 neighbours"),
-    ({"score": "author_cdist", "neighbours": 1}, "at least 2 neighbours"),
+    ({"score": "reweighted", "neighbours": 1}, "neighbours=1"),
+    ({"score": "author_cdist", "neighbours": 1}, "neighbours=1"),
     ({"projection": 0}, "projection=0"), ({"projection": -4}, "projection=-4"),
     ({"search_threads": 0}, "search_threads=0"), ({"search_threads": -1}, "search_threads=-1")])
 def test_patchcore_refuses_wrong_values_at_once(parameters, message):
@@ -365,6 +350,6 @@ def test_full_map_is_bilinear_then_a_gaussian(sigma):
     assert full.shape == (2, 64, 64)
     assert full[1].abs().max() == 0, "the blur must not run over pictures"
     assert full[0].sum() == pytest.approx(64, rel=1e-3)
-    assert (full[0].max() < 0.9) == (sigma > 0)
+    assert (full[0].max() < 0.8) == (sigma > 0)
     assert {tuple(spot) for spot in (full[0] == full[0].max()).nonzero().tolist()} <= {
         (row, column) for row in (35, 36) for column in (35, 36)}

@@ -38,6 +38,7 @@ def execute(notebook, parameters, output, *, timeout_s, threads, stop) -> tuple[
         environment = {"OMP_NUM_THREADS": str(threads), **os.environ,         # a value of the user's wins
                        # absolute, because the child has another current folder
                        "THESIS_DATA": str(paths.data()), "THESIS_OUTPUTS": str(paths.outputs()),
+                       "THESIS_BATCH": "1",          # nobody watches: no bars, no widgets
                        "IPYTHONDIR": f"{folder}/ipython", "JUPYTER_RUNTIME_DIR": f"{folder}/runtime"}
         with open(scratch / "log", "wb") as log:
             child = subprocess.Popen(

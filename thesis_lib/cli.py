@@ -9,13 +9,14 @@ import sys
 import types
 import typing
 from collections.abc import Callable
+from pathlib import Path
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 0 when all went well, 1 when something failed on the way, 2 for wrong input, 130 after Ctrl-C."""
-    args = _parser().parse_args(arguments)
+    args = parser().parse_args(arguments)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("thesis_lib").setLevel(logging.INFO)
     try:
@@ -28,9 +29,9 @@ def main(arguments: list[str] | None = None) -> int:
         return EXIT_INTERRUPTED
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="thesis", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="thesis", description=__doc__)
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     run = commands.add_parser("run", help="execute the notebooks", description="Execute the notebooks of a profile in "
                               "fresh processes. Finished ones are skipped, a failed one does not stop the others.")
@@ -42,6 +43,11 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--force", action="store_true", help="execute finished ones again, too")
     run.add_argument("--dry-run", action="store_true", help="show what would run, with parameters, and stop")
     run.set_defaults(do=_run)
+
+    render = commands.add_parser("render", help="copy executed notebooks to outputs/rendered", description="Copy the "
+                                 "executed notebooks to outputs/rendered; refuses stale, failing or too large ones.")
+    render.add_argument("--profile", default="demo", help="whose executed notebooks (default demo)")
+    render.set_defaults(do=_render)
 
     for name, do, what in (("evaluate", _evaluate, "image AUROC of a method on a data set"),
                            ("time", _time, "stage times of a method by the thesis' protocol")):
@@ -60,10 +66,10 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("--data", default=None, help="folder of categories (default: demo, and all folders under data/)")
     data.set_defaults(do=_data)
 
-    doctor = commands.add_parser("doctor", help="check this machine", description="Versions, threads, folders; torch and "
-                                 "faiss are tried in processes of their own, so that a crash is a line, not an end.")
+    doctor = commands.add_parser("doctor", help="check this machine", description="Versions, threads, folders; torch "
+                                 "and faiss are tried in processes of their own: a crash is a line, not an end.")
     doctor.set_defaults(do=_doctor)
-    return parser
+    return top
 
 
 def _methods() -> dict:
@@ -128,16 +134,26 @@ def _run(args) -> int:
         name, equals, value = item.partition("=")
         if not equals:
             raise ValueError(f"-p {item}: needs name=value")
-        overrides[name] = value
+        # A notebook runs in another folder: a path is meant from here.
+        overrides[name] = str(Path(value).resolve()) if "/" in value and Path(value).exists() else value
     tasks = batch.plan(args.profile, only=args.only, overrides=overrides)
     if args.dry_run:
-        print(batch.describe(tasks))
+        print(batch.describe(tasks, force=args.force))
         return 0
+    if args.jobs > 1:
+        print(f"{args.jobs} notebooks at a time share the processor: their times are not comparable", file=sys.stderr)
     outcomes = batch.run(tasks, jobs=args.jobs, force=args.force)
     print(batch.table(outcomes))
     if any(outcome.state in ("interrupted", "not started") for outcome in outcomes):
         return EXIT_INTERRUPTED
     return 0 if all(outcome.state in ("done", "skipped") for outcome in outcomes) else EXIT_FAILED
+
+
+def _render(args) -> int:
+    from thesis_lib import render
+    for page in render.publish(args.profile):
+        print(f"{page.name}  {page.stat().st_size / 1e6:.2f} MB")
+    return 0
 
 
 def _measured(args, measure: Callable) -> int:

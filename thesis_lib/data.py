@@ -58,11 +58,13 @@ class Category:
 
     def subset(self, train: int = 0, test: int = 0) -> "Category":
         """At most so many pictures, evenly spaced, of each label in proportion; 0 keeps all."""
+        if train < 0 or test < 0:
+            raise ValueError(f"train={train}, test={test} pictures: each needs a number, or 0 for all")
         good, bad = ([sample for sample in self.test if sample.label == label] for label in (0, 1))
-        n_good = round(test * len(good) / len(self.test)) if test else 0
-        if test and good and bad:
+        n_good = round(test * len(good) / len(self.test)) if test and self.test else 0
+        if test > 1 and good and bad:
             n_good = min(max(n_good, 1), test - 1)
-        chosen = _evenly(good, n_good) + _evenly(bad, test - n_good) if test else list(self.test)
+        chosen = _evenly(good, n_good)[:n_good] + _evenly(bad, test - n_good)[:test - n_good] if test else self.test
         return replace(self, train=tuple(_evenly(self.train, train)), test=tuple(chosen))
 
     @cached_property
@@ -138,7 +140,7 @@ class Preprocess:
         if picture.size != mask.size:
             raise DataError(f"{sample.mask}: mask is {mask.width}x{mask.height}, its picture {sample.path.name} "
                             f"{picture.width}x{picture.height} pixels; both must be the same")
-        values = np.array(mask if mask.mode in ("1", "L", "I", "F") or mask.mode.startswith("I;") else mask.convert("RGB"))
+        values = np.array(mask if len(mask.getbands()) == 1 and mask.mode != "P" else mask.convert("RGB"))
         defect = values > 0 if values.ndim == 2 else (values > 0).any(axis=2)
         binary = Image.fromarray(defect.astype(np.uint8))
         return np.array(self.geometry(binary, "nearest"), dtype=bool)
@@ -148,6 +150,8 @@ class Pictures:
     """Batches (B, 3, H, W) of the samples, read when iterated; knows what it reads, so that `fit` can refuse."""
 
     def __init__(self, samples: Sequence[Sample], preprocess: Preprocess, batch_size: int = 8):
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}: needs at least 1")
         self.samples, self.preprocess, self.batch_size = tuple(samples), preprocess, batch_size
 
     def __len__(self) -> int:

@@ -27,7 +27,7 @@ class Patches(NamedTuple):
 
 @dataclass(frozen=True)
 class Original:
-    """Unfold each level into 3x3 patches, bring the deeper ones to the finest grid, mean-pool each to `dim`, stack, pool again.
+    """Unfold levels into 3x3 patches, bring them to the finest grid, mean-pool each to `dim`, stack, pool again.
 
     Source: Roth et al. 2022 and its published code; thesis sec. 3.2.1. Patches are interpolated bilinearly
     after the unfold, and the flattened order is channel-major (C, 3, 3), so a pooling window of 9 is one channel.

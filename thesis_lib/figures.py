@@ -50,7 +50,8 @@ def _stage_panel(axis, title: str, table: pd.DataFrame) -> None:
         axis.barh(rows - 0.2, table[stage], 0.36, left=left, label=stage, color=STAGE_COLOURS[stage])
         left += table[stage].to_numpy()
     for row, total in enumerate(left):
-        axis.annotate(f"{total:.1f} ms", (total, row - 0.2), (3, 0), textcoords="offset points", va="center", fontsize=8)
+        axis.annotate(f"{total:.1f} ms", (total, row - 0.2), (3, 0), textcoords="offset points", va="center",
+                      fontsize=8)
     axis.set(yticks=rows, yticklabels=table.index, xlabel="milliseconds per picture", xlim=(0, left.max() * 1.25))
     axis.invert_yaxis()
     second = axis.twiny()

@@ -38,7 +38,7 @@ def _page(task: batch.Task) -> str:
             if output["output_type"] == "error":
                 raise RenderError(f"{task.name}: shows the error {output['ename']}")
     if len(text.encode()) > LIMIT_MB * 1e6:
-        raise RenderError(f"{task.name}: {len(text.encode()) / 1e6:.1f} MB, the limit is {LIMIT_MB}; show fewer or smaller figures")
+        raise RenderError(f"{task.name}: {len(text.encode()) / 1e6:.1f} MB, the limit is {LIMIT_MB}: show less")
     folders = [str(folder) for folder in (paths.root(), paths.data(), paths.outputs(), Path.home())]
     if shown := re.search("|".join(map(re.escape, folders)), text):
         raise RenderError(f"{task.name}: shows the folder {shown[0]} of this machine")

@@ -27,7 +27,7 @@ FORMAT = 1                      # raise it whenever a pixel changes
 CATEGORIES = tuple(SCENES)
 DEFECTS = {category: kinds for category, (_, kinds) in SCENES.items()}
 TEST_INDEX = 1_000_000          # nominal test pictures count from here, so they never repeat a training picture
-VISIBLE = 14                    # grey levels of 255 by which a pixel must change to belong to the mask
+VISIBLE = 10                    # grey levels of 255 by which a pixel must change to belong to the mask
 
 
 def render(category: str, *, seed: int, index: int, size: int = 256, defect: str | None = None):

@@ -384,7 +384,7 @@ def bracket(rand: Random, n: int, defect: str | None, odd: Random) -> Surface:
     patina, lint = rand.noise(y, x, 5), np.maximum(rand.noise(y, x, 150) - rand(0.86, 0.96), 0)
     for _ in range(2):                                                          # handling marks, nominal
         mark = curve(rand, rand(-0.2, 0.2, 2), rand(0.03, 0.12), bend=0.5, count=3)
-        patina = patina + rand(-1.5, 1.5) * np.maximum(1 - distance(q, p, *mark) * 500, 0)
+        patina = patina + rand(-2.4, 2.4) * np.maximum(1 - distance(q, p, *mark) * 500, 0)
 
     burr = wound = bare = rust = np.zeros((n, n))
     (hq, hp, hr, _), (aq, ap) = holes[odd.below(5)], odd.turn()
@@ -392,7 +392,7 @@ def bracket(rand: Random, n: int, defect: str | None, odd: Random) -> Surface:
     if defect == "missing_hole":
         del holes[1 + odd.below(4)]
     elif defect == "burr":
-        size = odd(0.012, 0.038)
+        size = odd(0.011, 0.036)
         burr = ease(1.5 * blob(odd, q, p, (hq + aq * hr, hp + ap * hr), size, 0.8)) * (1 + odd.noise(y, x, 70))
     elif defect == "chip":
         rim = (where[0], half_p) if odd() < 0.5 else (half_q, where[1])
@@ -400,14 +400,14 @@ def bracket(rand: Random, n: int, defect: str | None, odd: Random) -> Surface:
         bite = blob(odd, q, p, (side * rim[0], side * rim[1]), size, 0.4)
         inside = np.minimum(inside, -0.5 * size * bite)
     elif defect == "dent":
-        wound = odd(0.002, 0.011) * ease(blob(odd, q, p, where, odd(0.02, 0.045), 0.15))
+        wound = odd(0.0006, 0.007) * ease(blob(odd, q, p, where, odd(0.016, 0.045), 0.15))
     elif defect == "scratch":
-        wide = odd(0.002, 0.0045)
+        wide = max(odd(0.0025, 0.0045), 1.5 / n)                 # still seen in a small picture
         line = curve(odd, where, odd(0.1, 0.3), bend=0.6, count=9)
         line = np.maximum(1 - distance(q, p, *line) / wide, 0)
-        wound, bare = wide * odd(0.1, 0.6) * line, odd(0.06, 0.35) * (1 if odd() < 0.6 else -1) * line
+        wound, bare = wide * odd(0.05, 0.5) * line, odd(0.13, 0.3) * (1 if odd() < 0.6 else -1) * line
     elif defect == "rust":
-        rust = odd(0.15, 0.9) * ease(2 * blob(odd, q, p, where, odd(0.02, 0.08), 0.9) + 0.5 * odd.noise(y, x, 60))
+        rust = odd(0.12, 0.8) * ease(2 * blob(odd, q, p, where, odd(0.02, 0.08), 0.9) + 0.5 * odd.noise(y, x, 60))
         rust = rust * (inside > 0)
 
     height = thick - np.maximum(0.013 - inside, 0) + 0.00008 * brushed

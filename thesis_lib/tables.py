@@ -17,7 +17,8 @@ def thesis(figure: str) -> pd.DataFrame:
     """Bars of one figure of the thesis ("3.2"), in its order. KeyError lists the figures there are."""
     bars = pd.read_csv(paths.reference("thesis_results.csv"), dtype={"figure": str, "bank": str})
     if figure not in set(bars["figure"]):
-        raise KeyError(f"figure {figure!r} has no bars; there are {', '.join(sorted(bars['figure'].unique(), key=float))}")
+        known = ", ".join(sorted(bars["figure"].unique(), key=float))
+        raise KeyError(f"figure {figure!r} has no bars; there are {known}")
     return bars[bars["figure"] == figure].reset_index(drop=True)
 
 
@@ -106,11 +107,11 @@ def _conclusion(executed: Path) -> str:
 
 def note(categories: list[str], weights: str) -> str:
     """What the reader must know before comparing: which pictures and which weights the measured numbers stand on."""
-    lines = [f"Measured on **{', '.join(categories)}**; the thesis' column is a mean over the 15 categories of MVTec AD "
-             "(or its own pellet set, which is not public), so a difference is an orientation, not an error."]
+    lines = [f"Measured on **{', '.join(categories)}**; the thesis' column is a mean over the 15 categories of MVTec "
+             "AD (or its own pellet set, which is not public), so a difference is an orientation, not an error."]
     if weights == "random":
-        lines.append("**Random weights:** the network was not trained. Its run times are real; its AUROC says nothing about "
-                     "the method with trained features.")
+        lines.append("**Random weights:** the network was not trained. Its run times are real; its AUROC says nothing "
+                     "about the method with trained features.")
     return "\n\n".join(lines)
 
 

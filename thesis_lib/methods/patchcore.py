@@ -22,7 +22,7 @@ class PatchCore(Detector):
     backbone: str = parameter("resnet18", "network: " + ", ".join(backbones.NAMES))
     layers: tuple[int, ...] = parameter((2,), "levels whose feature maps are used, 1 to 4, e.g. 2,3")
     weights: str = parameter("imagenet", "imagenet, random or a .safetensors file with torchvision's key names")
-    embedding: str = parameter("avg_k3_s1_p1", "original_d1024, avg_k3_s1_p1, max_..., avgmax_..., adaptive_7, identity")
+    embedding: str = parameter("avg_k3_s1_p1", "original_d1024, avg_k3_s1_p1, max_, avgmax_..., adaptive_7, identity")
     join: str = parameter("repeat", "how a deeper level reaches the finest grid: repeat or interpolate")
     bank: int | str = parameter(1000, "rows of the memory bank, 1000 or 1%")
     coreset: str = parameter("greedy", "how they are chosen: greedy or random")
@@ -47,9 +47,12 @@ class PatchCore(Detector):
         _one_of("search", self.search, search.ENGINES)
         _one_of("distance", self.distance, search.DISTANCES)
         _one_of("score", self.score, scoring.RULES)
+        for name in ("projection", "search_threads"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name}={value}: needs at least 1, or none")
         if scoring.RULES[self.score].weighted and (self.distance != "l2" or self.neighbours < 2):
-            raise ValueError(f"score={self.score}: needs distance=l2 and at least 2 neighbours, since with one the "
-                             f"weight is 0 for every picture; here distance={self.distance}, neighbours={self.neighbours}")
+            raise ValueError(f"score={self.score}: needs distance=l2 and neighbours from 2 on (with 1 the weight is 0 "
+                             f"everywhere), not distance={self.distance}, neighbours={self.neighbours}")
 
     @property
     def stages(self):

@@ -1,0 +1,236 @@
+"""Rows per seed equal a fit by hand, are measured once, and know which pictures they stand on."""
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from thesis_lib import data, evaluation, metrics, paths, scoring, search, timing
+from thesis_lib.methods import PatchCore
+
+pytestmark = pytest.mark.usefixtures("networks_built_once")
+
+
+def patchcore(**parameters):
+    return PatchCore(**{"weights": "random", "layers": (1,), "bank": 20, **parameters})
+
+
+def stored(kind="auroc"):
+    return sorted(paths.results().glob(f"{kind}-*.json"))
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Names of PatchCore's methods in the order they ran."""
+    seen = []
+    for name in ("collect", "learn"):
+        def spy(self, argument, name=name, genuine=getattr(PatchCore, name)):
+            seen.append(name)
+            return genuine(self, argument)
+        monkeypatch.setattr(PatchCore, name, spy)
+    return seen
+
+
+def test_rows_equal_a_fit_by_hand(pad, small):
+    rows = evaluation.evaluate(patchcore(), pad, small, seeds=[3, 0], batch_size=4)
+    assert rows["seed"].tolist() == [3, 0]
+    images = torch.stack([small.image(sample.path) for sample in pad.test])
+    masks = np.stack([small.mask(sample) for sample in pad.test])
+    for _, row in rows.iterrows():
+        by_hand = patchcore(seed=row["seed"]).fit(data.Pictures(pad.train, small)).predict(images)
+        np.testing.assert_allclose(row["scores"], by_hand.score, atol=1e-5)
+        maps = by_hand.full_map(64).numpy()
+        low, high = metrics.auroc_interval(pad.labels, by_hand.score)
+        expected = {"image_auroc": metrics.image_auroc(pad.labels, by_hand.score), "image_auroc_low": low,
+                    "image_auroc_high": high, "pixel_auroc": metrics.pixel_auroc(masks, maps),
+                    "pro": metrics.pro(masks, maps)}
+        assert row[list(expected)].to_dict() == pytest.approx(expected, abs=1e-4)
+    assert rows["scores"][0] != rows["scores"][1]
+    assert min(rows["pixel_auroc"]) > 0.9
+
+
+def test_rows_say_what_was_measured(pad, small):
+    row = evaluation.evaluate(patchcore(bank="2%"), pad, small, seeds=1).iloc[0]
+    facts = {"method": "patchcore", "category": "pad", "seed": 0, "weights.source": "random", "n_train": 4,
+             "n_test_good": 3, "n_test_defective": 3, "parameters.bank": "2%", "parameters.layers": [1],
+             "preprocess.image_size": 64, "data": pad.fingerprint, "labels": [0, 0, 0, 1, 1, 1]}
+    assert row[list(facts)].to_dict() == facts
+    assert row["names"] == [f"{kind}/00{number}.png" for kind in ("good", "hole") for number in range(3)]
+    assert row["fit_s"] > 0
+    assert "parameters.seed" not in row
+    assert "parameters.search_threads" not in row
+
+
+def test_features_are_extracted_once_for_all_seeds(pad, small, calls, monkeypatch):
+    batches, genuine = [], data.Preprocess.image
+    monkeypatch.setattr(data.Preprocess, "image", lambda self, path: batches.append(path) or genuine(self, path))
+    evaluation.evaluate(patchcore(), pad, small, seeds=3)
+    assert calls == ["collect", "learn", "learn", "learn"]
+    assert sorted(batches) == sorted(sample.path for sample in pad.train + pad.test)
+
+
+def test_shared_stages_run_once_per_batch(pad, small, monkeypatch):
+    asked = []
+    genuine = search.Faiss._nearest
+    monkeypatch.setattr(search.Faiss, "_nearest", lambda self, vectors, k: asked.append(len(vectors))
+                        or genuine(self, vectors, k))
+    embedded, embed = [], PatchCore.stages.fget
+
+    def stages(self):
+        mapping = embed(self)
+        return {**mapping, "embedding": lambda x: embedded.append(1) or mapping["embedding"](x)}
+
+    monkeypatch.setattr(PatchCore, "stages", property(stages))
+    evaluation.evaluate(patchcore(), pad, small, seeds=3, batch_size=2)
+    assert len(embedded) == 3
+    assert asked == [2 * 256] * 9
+
+
+def test_stored_rows_are_not_measured_again(pad, small, calls):
+    first = evaluation.evaluate(patchcore(), pad, small, seeds=2)
+    calls.clear()
+    again = evaluation.evaluate(patchcore(), pad, small, seeds=2)
+    assert calls == []
+    assert again.astype(str).equals(first.astype(str))
+    more = evaluation.evaluate(patchcore(), pad, small, seeds=[5, 1, 0])
+    assert calls == ["collect", "learn"]
+    assert more["seed"].tolist() == [5, 1, 0]
+    assert len(stored()) == 3
+
+
+def test_force_measures_again(pad, small, calls):
+    for _ in range(2):
+        evaluation.evaluate(patchcore(), pad, small, seeds=1, force=True)
+    assert calls == ["collect", "learn"] * 2
+    assert len(stored()) == 1
+
+
+@pytest.mark.parametrize(("changed", "again"), [
+    ({"bank": 21}, True), ({"score": "reweighted"}, True), ({"search": "torch"}, True),
+    ({"search_threads": 1}, False), ({"memory_limit_gb": 2.0}, False), ({"bank": "20"}, False)])
+def test_what_a_row_stands_for(pad, small, calls, changed, again):
+    evaluation.evaluate(patchcore(), pad, small, seeds=1)
+    evaluation.evaluate(patchcore(**changed), pad, small, seeds=1)
+    assert calls.count("collect") == 1 + again
+
+
+def test_other_pictures_or_preprocessing_are_measured(pad, small, calls):
+    evaluation.evaluate(patchcore(), pad, small, seeds=1)
+    evaluation.evaluate(patchcore(), pad, dataclasses.replace(small, crop=48), seeds=1)
+    evaluation.evaluate(patchcore(), pad.subset(train=3), small, seeds=1)
+    evaluation.evaluate(patchcore(), pad.subset(test=4), small, seeds=1)
+    assert calls.count("collect") == 4
+    assert len(stored()) == 4
+
+
+@pytest.mark.parametrize("removed", [["000"], ["000", "001", "002"]])
+def test_pixel_metrics_only_with_all_masks(make_category, small, removed):
+    root = make_category()
+    for number in removed:
+        (root / f"pad/ground_truth/hole/{number}_mask.png").unlink()
+    row = evaluation.evaluate(patchcore(), data.scan(root, "pad"), small, seeds=1).iloc[0]
+    assert row["pixel_auroc"] is row["pro"] is None
+    assert 0 <= row["image_auroc"] <= 1
+
+
+@pytest.mark.parametrize(("good", "bad", "only"), [(3, 0, "nominal"), (0, 3, "anomalous")])
+def test_one_class_is_refused_before_the_work(make_category, small, calls, good, bad, only):
+    category = data.scan(make_category(good=good, bad=bad), "pad")
+    with pytest.raises(ValueError, match=f"all 3 here are {only}"):
+        evaluation.evaluate(patchcore(), category, small)
+    assert calls == []
+
+
+def test_copy_of_a_training_picture_is_refused_before_the_work(make_category, small, calls):
+    root = make_category()
+    shutil.copy(root / "pad/train/good/000.png", root / "pad/test/hole/009.png")
+    with pytest.raises(data.DataError, match=r"009.png: test picture is a copy"):
+        evaluation.evaluate(patchcore(), data.scan(root, "pad"), small)
+    assert calls == []
+
+
+def test_score_that_is_no_number_names_its_picture(pad, small, monkeypatch):
+    def score(found, finder, b):
+        return torch.tensor([1.0, 2, 3, 4, float("nan"), 5])
+
+    monkeypatch.setitem(scoring.RULES, "max", scoring.Rule(score, lambda b: 1, False))
+    with pytest.raises(ValueError, match=r"(?s)1 of 6 scores are NaN or infinite"):
+        evaluation.evaluate(patchcore(), pad, small, seeds=1)
+    assert stored() == []
+
+
+@pytest.mark.parametrize("seeds", [0, []])
+def test_no_seed_is_refused(pad, small, seeds):
+    with pytest.raises(ValueError, match="seeds: needs at least one"):
+        evaluation.evaluate(patchcore(), pad, small, seeds=seeds)
+
+
+def test_file_of_weights_counts_by_content_not_by_place(pad, small, tmp_path):
+    subjects = []
+    for folder, content in (("a", b"1"), ("b", b"1"), ("c", b"2")):
+        file = tmp_path / folder / "net.safetensors"
+        file.parent.mkdir()
+        file.write_bytes(content)
+        subjects.append(evaluation.subject(patchcore(weights=str(file)), pad, small, seed=0))
+    assert subjects[0] == subjects[1] != subjects[2]
+
+
+def test_time_is_a_stored_row(pad, small, calls):
+    row = evaluation.measure_time(patchcore(), pad, small, pictures=2, warmup=1, repeats=3)
+    assert calls == ["collect", "learn"]
+    assert np.shape(row["raw_s"]) == (2, 3, 4)
+    assert list(row["stage_ms"]) == ["extraction", "embedding", "search", "score"]
+    assert row["total_ms"] == pytest.approx(sum(row["stage_ms"].values()))
+    assert row["protocol"]["pictures"] == 2
+    assert row["threads"] == row["protocol"]["threads"] == torch.get_num_threads()
+    assert evaluation.measure_time(patchcore(), pad, small, pictures=2, warmup=1, repeats=3) == row
+    assert calls == ["collect", "learn"]
+    assert len(stored("time")) == 1
+
+
+@pytest.mark.parametrize("changed", [{"pictures": 1}, {"warmup": 0}, {"repeats": 2}, {"batch_size": 2}, {"threads": 1},
+                                     {"force": True}])
+def test_another_protocol_is_measured(pad, small, monkeypatch, changed):
+    detector = patchcore().fit(data.Pictures(pad.train, small))
+    protocol = {"pictures": 2, "warmup": 1, "repeats": 1, "threads": 2}
+    evaluation.measure_time(detector, pad, small, **protocol)
+    seen, genuine = [], timing.measure
+    monkeypatch.setattr(timing, "measure", lambda detector, images, **how: seen.append(
+        {"pictures": len(images), "batch_size": len(images[0]), **how}) or genuine(detector, images, **how))
+    evaluation.measure_time(detector, pad, small, **protocol)
+    assert seen == []
+    evaluation.measure_time(detector, pad, small, **{**protocol, **changed})
+    expected = {"batch_size": 1, **protocol, **changed}
+    expected.pop("force", None)
+    assert seen == [expected]
+
+
+def test_time_uses_a_fitted_detector_and_repeats_pictures(pad, small, calls, monkeypatch):
+    detector = patchcore().fit(data.Pictures(pad.train, small))
+    calls.clear()
+    seen = []
+    monkeypatch.setattr(timing, "measure", lambda detector, images, **how: seen.extend(images)
+                        or timing.Timing(("all",), np.ones((1, 1, 1)), 1.0, 1, 1))
+    evaluation.measure_time(detector, pad, small, pictures=4, batch_size=2)
+    expected = torch.stack([small.image(pad.test[index % 6].path) for index in range(8)])
+    assert torch.equal(torch.cat(seen), expected)
+    assert calls == []
+
+
+def test_time_without_test_pictures_takes_training_pictures(make_category, small):
+    category = data.scan(make_category(good=0, bad=0), "pad")
+    assert evaluation.measure_time(patchcore(), category, small, pictures=1, warmup=0, repeats=1)["total_ms"] > 0
+
+
+@pytest.mark.parametrize("arguments", [{"pictures": 0}, {"batch_size": 0}, {"repeats": 0}, {"warmup": -1}])
+def test_time_refuses(pad, small, arguments):
+    (name, value), = arguments.items()
+    with pytest.raises(ValueError, match=f"{name}={value}"):
+        evaluation.measure_time(patchcore(), pad, small, **arguments)
+
+
+def test_worst_are_high_nominal_and_low_anomalous(pad):
+    assert evaluation.worst(pad, [1, 3, 2, 9, 0, 5], count=2) == [1, 2, 4, 5]
+    assert evaluation.worst(pad, [1, 3, 2, 9, 0, 5], count=9) == [1, 2, 0, 4, 5, 3]

@@ -1,0 +1,90 @@
+"""The files around the library agree with each other and with README."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+from thesis_lib import paths
+
+tomllib = pytest.importorskip("tomllib", reason="needs Python 3.11")
+ROOT = paths.root()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def pins():
+    """name -> exact versions by constraints.txt for the Python that runs here."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    found = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    return {one.name.lower(): one for one in found if one.marker is None or one.marker.evaluate()}
+
+
+@pytest.fixture(scope="module")
+def pyproject():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def test_constraints_satisfy_the_project(pyproject):
+    wanted = [*pyproject["dependencies"], *pyproject["optional-dependencies"]["dev"]]
+    for one in map(Requirement, wanted):
+        (version,) = pins()[one.name.lower()].specifier
+        assert version.operator == "==" and version.version in one.specifier, one
+
+
+def test_torch_and_torchvision_have_upper_bounds(pyproject):
+    for one in map(Requirement, pyproject["dependencies"]):
+        if one.name in ("torch", "torchvision"):
+            assert any(bound.operator == "<" for bound in one.specifier)
+
+
+def test_environment_has_the_pins_and_says_what_needs_each(pyproject):
+    text = (ROOT / "environment.yml").read_text()
+    environment = yaml.safe_load(text)
+    (listed,) = (entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
+    names = {Requirement(line).name.lower() for line in listed if not line.startswith("-")}
+    assert names >= {Requirement(line).name.lower() for line in pyproject["dependencies"]}
+    if sys.version_info[:2] == (3, 11):
+        for line in listed[:-1]:
+            assert Requirement(line).specifier == pins()[Requirement(line).name.lower()].specifier, line
+    for line in text.splitlines():
+        if re.match(r"      - ", line):
+            assert re.search(r"  # \S", line), f"{line.strip()} does not say which notebook needs it"
+
+
+def test_make_prints_its_targets():
+    shown = subprocess.run(["make", "-s", "-C", str(ROOT)], capture_output=True, text=True).stdout
+    for target in ("run", "test", "lab", "bench", "render", "check"):
+        assert re.search(rf"^{target}\s+\w", shown, re.M), shown
+
+
+def test_readme_shell_commands_exist():
+    """Every `thesis ...` and `make ...` of README is one that the command line takes."""
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
+    assert set(re.findall(r"make ([a-z]+)", README)) <= targets
+    from thesis_lib.cli import parser
+    for line in re.findall(r"^thesis ([^#\n`]+)", README, re.M) + re.findall(r"`thesis ([^`]+)`", README):
+        parser().parse_args(line.split())
+
+
+def test_readme_python_runs(demo_data, monkeypatch, capsys):
+    """The snippet with the demo set in place of one's own, random weights in place of a download."""
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    code = code.replace('scan("myset", "part")', f'scan({str(demo_data)!r}, "weave").subset(4, 4)')
+    code = code.replace('"imagenet"', '"random"').replace("bank=1000", "bank=50")
+    ast.parse(code)
+    exec(compile(code, "README.md", "exec"), {})        # our own text, not input
+    assert re.search(r"tensor\(\[\d", capsys.readouterr().out)
+
+
+def test_nothing_here_names_a_machine():
+    listed = subprocess.run(["git", "-C", str(ROOT), "ls-files"], capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    for name in listed.stdout.splitlines():
+        text = Path(ROOT, name).read_bytes()
+        assert not re.search(rb"/(work|root|home/\w+)/(main|shared|\.cache|\.pyenv)", text), name
