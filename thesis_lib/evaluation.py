@@ -1,7 +1,7 @@
-"""Fit on the training pictures, score the test pictures, for several seeds from the same features."""
+"""Fit on the training pictures, score the test pictures: several seeds and variants from the same features."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 import numpy as np
@@ -23,26 +23,28 @@ def evaluate(detector: Detector, category: Category, preprocess: Preprocess, *, 
     `learn` runs per seed. Finished rows are read from outputs/results instead (force measures them again).
     Raises DataError or ValueError naming the picture or parameter.
     """
+    return evaluate_many({"": detector}, category, preprocess, seeds=seeds, batch_size=batch_size, force=force)[""]
+
+
+def evaluate_many(detectors: Mapping[str, Detector], category: Category, preprocess: Preprocess, *,
+                  seeds: Sequence[int] | int = 5, batch_size: int = 8, force: bool = False) -> dict[str, pd.DataFrame]:
+    """`evaluate` for several detectors; those with the same features (backbone, embedding) extract them once."""
     seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     if not seeds:
         raise ValueError("seeds: needs at least one")
-    subjects = {seed: subject(detector, category, preprocess, seed=seed) for seed in seeds}
-    rows = {} if force else {seed: row for seed in seeds if (row := results.find("auroc", subjects[seed]))}
-    missing = [seed for seed in seeds if seed not in rows]
-    if missing:
+    subjects = {(name, seed): subject(detector, category, preprocess, seed=seed)
+                for name, detector in detectors.items() for seed in seeds}
+    rows = {} if force else {key: row for key, about in subjects.items() if (row := results.find("auroc", about))}
+    groups = {}
+    for name, seed in subjects:
+        if (name, seed) not in rows:
+            groups.setdefault(detectors[name].collected_by, []).append((name, seed))
+    if groups:
         metrics.image_auroc(category.labels, np.zeros(len(category.test)))     # one class only: say so before the work
-        fitted, fit_s = _fit(detector, Pictures(category.train, preprocess, batch_size), missing)
-        scores, maps = _score(fitted, Pictures(category.test, preprocess, batch_size), with_maps=category.has_masks)
-        names = [f"{sample.defect}/{sample.path.name}" for sample in category.test]
-        masks = np.stack([preprocess.mask(sample) for sample in category.test]) if category.has_masks else None
-        for seed in missing:
-            values = _quality(category.labels, scores[seed], names, masks, maps.get(seed), preprocess.side)
-            values |= {"fit_s": fit_s[seed], "peak_memory_gb": timing.peak_memory_gb(),
-                       "n_train": len(category.train), "n_test_good": int((category.labels == 0).sum()),
-                       "n_test_defective": int(category.labels.sum()),
-                       "labels": category.labels.tolist(), "scores": scores[seed].tolist(), "names": names}
-            rows[seed] = results.save("auroc", subjects[seed], values)
-    return pd.json_normalize([rows[seed] for seed in seeds])
+    for keys in groups.values():
+        for key, values in _measure(detectors, keys, category, preprocess, batch_size):
+            rows[key] = results.save("auroc", subjects[key], values)
+    return {name: pd.json_normalize([rows[name, seed] for seed in seeds]) for name in detectors}
 
 
 def measure_time(detector: Detector, category: Category, preprocess: Preprocess, *, pictures: int = 5,
@@ -87,37 +89,58 @@ def worst(category: Category, scores: Sequence[float], count: int = 3) -> list[i
     return [*order[labels[order] == 0][::-1][:count].tolist(), *order[labels[order] == 1][:count].tolist()]
 
 
-def _fit(detector: Detector, pictures: Pictures, seeds: list[int]) -> tuple[dict[int, Detector], dict[int, float]]:
-    """One fitted detector per seed, and its seconds: the common part of the work counts for each."""
+def _measure(detectors, keys, category: Category, preprocess: Preprocess, batch_size: int):
+    """Yield ((name, seed), values of its row) for detectors that collect the same features."""
+    fitted, fit_s = _fit(detectors, keys, Pictures(category.train, preprocess, batch_size))
+    scores, predictions = _score(fitted, Pictures(category.test, preprocess, batch_size), category.has_masks)
+    names = [f"{sample.defect}/{sample.path.name}" for sample in category.test]
+    masks = np.stack([preprocess.mask(sample) for sample in category.test]) if category.has_masks else None
+    counts = {"n_train": len(category.train), "n_test_good": int((category.labels == 0).sum()),
+              "n_test_defective": int(category.labels.sum())}
+    for key in keys:
+        quality = _quality(category.labels, scores[key], names, masks, predictions.get(key), preprocess.side)
+        yield key, quality | counts | {
+            "fit_s": fit_s[key], "peak_memory_gb": timing.peak_memory_gb(), "labels": category.labels.tolist(),
+            "scores": scores[key].tolist(), "names": names}
+
+
+def _fit(detectors, keys, pictures: Pictures) -> tuple[dict, dict]:
+    """A fitted detector per (name, seed), and its seconds: the common part of the work counts for each.
+
+    The detector that was passed in is itself fitted for its own seed, so that it can be used afterwards.
+    """
     start = time.perf_counter()
-    collected = detector.collect_nominal(pictures)
+    first = detectors[keys[0][0]]
+    collected = first.collect_nominal(pictures)
     common = time.perf_counter() - start
     fitted, seconds = {}, {}
-    for seed in seeds:
+    for name, _ in keys:
+        detectors[name].adopt(first)
+    for name, seed in keys:
         start = time.perf_counter()
-        fitted[seed] = (detector if seed == detector.seed else detector.reseeded(seed)).learn(collected)
-        seconds[seed] = common + time.perf_counter() - start
+        own = detectors[name]
+        fitted[name, seed] = (own if seed == own.seed else own.reseeded(seed)).learn(collected)
+        seconds[name, seed] = common + time.perf_counter() - start
     return fitted, seconds
 
 
-def _score(fitted: dict[int, Detector], pictures: Pictures, with_maps: bool) -> tuple[dict, dict]:
-    """Scores (n,) float64 and grid maps (n, h, w) per seed; the shared stages run once per batch."""
-    scores, maps = {seed: [] for seed in fitted}, {seed: [] for seed in fitted}
-    stages = {seed: list(detector.stages.items()) for seed, detector in fitted.items()}
-    shared = next(iter(fitted.values())).shared
+def _score(fitted: dict, pictures: Pictures, with_maps: bool) -> tuple[dict, dict]:
+    """Scores (n,) float64 and batches of predictions per key; the shared stages run once per batch."""
+    scores, predictions = {key: [] for key in fitted}, {}
+    stages = {key: list(detector.stages.values()) for key, detector in fitted.items()}
+    first, shared = next(iter(stages.values())), len(next(iter(fitted.values())).shared)
     for batch in track(pictures, len(pictures), "test pictures"):
-        x = batch
-        for _, stage in next(iter(stages.values()))[:len(shared)]:
-            x = stage(x)
-        for seed in fitted:
-            y = x
-            for _, stage in stages[seed][len(shared):]:
-                y = stage(y)
-            scores[seed].append(y.score.double())
+        common = batch
+        for stage in first[:shared]:
+            common = stage(common)
+        for key in fitted:
+            x = common
+            for stage in stages[key][shared:]:
+                x = stage(x)
+            scores[key].append(x.score.double())
             if with_maps:
-                maps[seed].append(y)
-    return ({seed: torch.cat(values).numpy() for seed, values in scores.items()},
-            {seed: values for seed, values in maps.items() if values})
+                predictions.setdefault(key, []).append(x)
+    return {key: torch.cat(values).numpy() for key, values in scores.items()}, predictions
 
 
 def _quality(labels, scores, names, masks, predictions, side) -> dict:

@@ -33,12 +33,13 @@ class Prediction:
         return torch.from_numpy(gaussian_filter(full.numpy(), (0, sigma, sigma))) if sigma else full
 
 
-def parameter(default: Any, help: str, *, identity: bool = True) -> Any:
+def parameter(default: Any, help: str, *, identity: bool = True, features: bool = False) -> Any:
     """Dataclass field with the text that `thesis evaluate METHOD --help` shows.
 
     identity False: the parameter cannot change a result, so a stored row stays valid when it differs.
+    features True: it decides what `collect` returns, so that detectors equal in these can share it.
     """
-    return field(default=default, metadata={"help": help, "identity": identity})
+    return field(default=default, metadata={"help": help, "identity": identity, "features": features})
 
 
 @dataclass(kw_only=True)
@@ -87,6 +88,15 @@ class Detector:
         for stage in self.stages.values():
             x = stage(x)
         return x
+
+    @property
+    def collected_by(self) -> tuple:
+        """Method and parameters on which `collect` depends; equal ones can share what it returns."""
+        return self.name, *(getattr(self, f.name) for f in dataclasses.fields(self) if f.metadata["features"])
+
+    def adopt(self, other: "Detector") -> None:
+        """Take over what `collect` left in a detector with the same `collected_by`."""
+        vars(self).update({name: value for name, value in vars(other).items() if name.endswith("_")})
 
     def reseeded(self, seed: int) -> "Detector":
         """The same detector with another seed, sharing what `collect` learned."""

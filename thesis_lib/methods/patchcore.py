@@ -19,11 +19,13 @@ from thesis_lib.progress import track
 
 @dataclass(kw_only=True)
 class PatchCore(Detector):
-    backbone: str = parameter("resnet18", "network: " + ", ".join(backbones.NAMES))
-    layers: tuple[int, ...] = parameter((2,), "levels whose feature maps are used, 1 to 4, e.g. 2,3")
-    weights: str = parameter("imagenet", "imagenet, random or a .safetensors file with torchvision's key names")
-    embedding: str = parameter("avg_k3_s1_p1", "original_d1024, avg_k3_s1_p1, max_, avgmax_..., adaptive_7, identity")
-    join: str = parameter("repeat", "how a deeper level reaches the finest grid: repeat or interpolate")
+    backbone: str = parameter("resnet18", "network: " + ", ".join(backbones.NAMES), features=True)
+    layers: tuple[int, ...] = parameter((2,), "levels whose feature maps are used, 1 to 4, e.g. 2,3", features=True)
+    weights: str = parameter("imagenet", "imagenet, random or a .safetensors file in torchvision's key names",
+                             features=True)
+    embedding: str = parameter("avg_k3_s1_p1", "original_d1024, avg_k3_s1_p1, max_..., avgmax_..., adaptive_7 or "
+                               "identity", features=True)
+    join: str = parameter("repeat", "how a deeper level reaches the finest grid: repeat or interpolate", features=True)
     bank: int | str = parameter(1000, "rows of the memory bank, 1000 or 1%")
     coreset: str = parameter("greedy", "how they are chosen: greedy or random")
     projection: int | None = parameter(None, "dimensions of the random projection before greedy, or none")
