@@ -185,6 +185,7 @@ def test_kernel_larger_than_the_padded_map(name, message):
         embedding.parse(name)(maps((2, 4, 6)))
 
 
-def test_repeat_needs_sides_that_divide():
-    with pytest.raises(ValueError, match=r"3x3 does not repeat block-wise onto 7x6.*join=interpolate"):
-        embedding.parse("identity")(maps((1, 7, 6), (1, 3, 3)))
+@pytest.mark.parametrize(("h", "w"), [(7, 6), (6, 7)])
+def test_repeat_needs_sides_that_divide(h, w):
+    with pytest.raises(ValueError, match=rf"3x3 does not repeat block-wise onto {h}x{w}.*join=interpolate"):
+        embedding.parse("identity")(maps((1, h, w), (1, 3, 3)))

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from sklearn.exceptions import NotFittedError
 
 from thesis_lib import data, evaluation, metrics, paths, scoring, search, timing
 from thesis_lib.methods import PatchCore
@@ -21,15 +22,19 @@ def stored(kind="auroc"):
     return sorted(paths.results().glob(f"{kind}-*.json"))
 
 
+def noting(seen, name, method):
+    def spy(self, argument):
+        seen.append(name)
+        return method(self, argument)
+    return spy
+
+
 @pytest.fixture
 def calls(monkeypatch):
     """Names of PatchCore's methods in the order they ran."""
     seen = []
     for name in ("collect", "learn"):
-        def spy(self, argument, name=name, genuine=getattr(PatchCore, name)):
-            seen.append(name)
-            return genuine(self, argument)
-        monkeypatch.setattr(PatchCore, name, spy)
+        monkeypatch.setattr(PatchCore, name, noting(seen, name, getattr(PatchCore, name)))
     return seen
 
 
@@ -64,11 +69,11 @@ def test_rows_say_what_was_measured(pad, small):
 
 
 def test_features_are_extracted_once_for_all_seeds(pad, small, calls, monkeypatch):
-    batches, genuine = [], data.Preprocess.image
-    monkeypatch.setattr(data.Preprocess, "image", lambda self, path: batches.append(path) or genuine(self, path))
+    read, genuine = [], data.Preprocess.image
+    monkeypatch.setattr(data.Preprocess, "image", lambda self, path: read.append(path) or genuine(self, path))
     evaluation.evaluate(patchcore(), pad, small, seeds=3)
     assert calls == ["collect", "learn", "learn", "learn"]
-    assert sorted(batches) == sorted(sample.path for sample in pad.train + pad.test)
+    assert sorted(read) == sorted(sample.path for sample in pad.train + pad.test)
 
 
 def test_shared_stages_run_once_per_batch(pad, small, monkeypatch):
@@ -86,6 +91,31 @@ def test_shared_stages_run_once_per_batch(pad, small, monkeypatch):
     evaluation.evaluate(patchcore(), pad, small, seeds=3, batch_size=2)
     assert len(embedded) == 3
     assert asked == [2 * 256] * 9
+
+
+def test_many_detectors_give_what_each_gives_alone(pad, small, calls):
+    """Three of the four share their features; one more seed than the detectors' own."""
+    detectors = {"one": patchcore(), "bank": patchcore(bank=30), "squared": patchcore(distance="l2_squared"),
+                 "deeper": patchcore(layers=(2,))}
+    many = evaluation.evaluate_many(detectors, pad, small, seeds=[0, 4])
+    assert calls.count("collect") == 2
+    assert calls.count("learn") == 8
+    assert list(many) == list(detectors)
+    for name, detector in detectors.items():
+        alone = evaluation.evaluate(dataclasses.replace(detector), pad, small, seeds=[0, 4], force=True)
+        facts = ["seed", "parameters.bank", "parameters.distance", "image_auroc", "pixel_auroc", "scores"]
+        assert many[name][facts].to_dict() == alone[facts].to_dict()
+    calls.clear()
+    evaluation.evaluate_many(detectors | {"new": patchcore(bank=31)}, pad, small, seeds=[0, 4])
+    assert calls == ["collect", "learn", "learn"]
+
+
+def test_a_detector_learns_nothing_of_another_one(pad, small):
+    """Only its other seeds were measured, so it is as unfitted as before."""
+    first, second = patchcore().fit(data.Pictures(pad.train, small)), patchcore(bank=30)
+    evaluation.evaluate_many({"first": first, "second": second}, pad, small, seeds=[3])
+    with pytest.raises(NotFittedError):
+        second.predict(torch.zeros(1, 3, 64, 64))
 
 
 def test_stored_rows_are_not_measured_again(pad, small, calls):
@@ -151,7 +181,7 @@ def test_copy_of_a_training_picture_is_refused_before_the_work(make_category, sm
     assert calls == []
 
 
-def test_score_that_is_no_number_names_its_picture(pad, small, monkeypatch):
+def test_score_that_is_no_number_is_refused(pad, small, monkeypatch):
     def score(found, finder, b):
         return torch.tensor([1.0, 2, 3, 4, float("nan"), 5])
 
@@ -190,8 +220,8 @@ def test_time_is_a_stored_row(pad, small, calls):
     assert len(stored("time")) == 1
 
 
-@pytest.mark.parametrize("changed", [{"pictures": 1}, {"warmup": 0}, {"repeats": 2}, {"batch_size": 2}, {"threads": 1},
-                                     {"force": True}])
+@pytest.mark.parametrize("changed", [
+    {"pictures": 1}, {"warmup": 0}, {"repeats": 2}, {"batch_size": 2}, {"threads": 1}, {"force": True}])
 def test_another_protocol_is_measured(pad, small, monkeypatch, changed):
     detector = patchcore().fit(data.Pictures(pad.train, small))
     protocol = {"pictures": 2, "warmup": 1, "repeats": 1, "threads": 2}
@@ -221,7 +251,8 @@ def test_time_uses_a_fitted_detector_and_repeats_pictures(pad, small, calls, mon
 
 def test_time_without_test_pictures_takes_training_pictures(make_category, small):
     category = data.scan(make_category(good=0, bad=0), "pad")
-    assert evaluation.measure_time(patchcore(), category, small, pictures=1, warmup=0, repeats=1)["total_ms"] > 0
+    row = evaluation.measure_time(patchcore(), category, small, pictures=1, warmup=0, repeats=1)
+    assert row["total_ms"] > 0
 
 
 @pytest.mark.parametrize("arguments", [{"pictures": 0}, {"batch_size": 0}, {"repeats": 0}, {"warmup": -1}])

@@ -32,14 +32,15 @@ def widths(axis):
 
 
 def test_stage_bars_stack_and_say_their_numbers(drawn):
-    table = pd.DataFrame({"extraction": [10.0, 20], "embedding": [1.0, 2], "search": [3.0, 4],
-                          "score": [0.5, 0.5], "AUROC thesis": [98.7, 97.1], "AUROC measured": [91.2, np.nan]},
-                         index=["bar A", "bar B"])
+    times = {"extraction": [10.0, 20], "embedding": [1.0, 2], "search": [3.0, 4], "score": [0.5, 0.5]}
+    aurocs = {"AUROC thesis": [98.7, 97.1], "AUROC measured": [91.2, np.nan]}
+    table = pd.DataFrame(times | aurocs, index=["bar A", "bar B"])
     figure = drawn(figures.stage_bars({"one": table, "two": table.iloc[:1]}))
     assert [axis.get_title() for axis in figure.axes if axis.get_title()] == ["one", "two"]
     stages, aurocs = (with_label(figure, label)[0] for label in ("milliseconds per picture", "AUROC in %"))
     assert texts(stages.get_yticklabels()) == ["bar A", "bar B"]
-    assert [[bar.get_x() for bar in bars] for bars in stages.containers] == [[0, 0], [10, 20], [11, 22], [14, 26]]
+    lefts = [[bar.get_x() for bar in bars] for bars in stages.containers]
+    assert lefts == [[0, 0], [10, 20], [11, 22], [14, 26]]
     assert widths(stages) == [[10, 20], [1, 2], [3, 4], [0.5, 0.5]]
     assert texts(stages.texts) == ["14.5 ms", "26.5 ms"]
     assert texts(aurocs.texts) == ["98.7 %", "97.1 %", "91.2 %"]
@@ -55,10 +56,12 @@ def test_stage_bars_without_auroc(drawn):
 
 
 def test_roc_goes_through_the_points(drawn):
-    axis = drawn(figures.roc({"perfect": ([0, 0, 1, 1], [1, 2, 3, 4]), "half": ([0, 1, 0, 1], [1, 2, 3, 4])})).axes[0]
+    curves = {"perfect": ([0, 0, 1, 1], [1, 2, 3, 4]), "half": ([0, 1, 0, 1], [1, 2, 3, 4])}
+    axis = drawn(figures.roc(curves)).axes[0]
     assert texts(axis.get_legend().get_texts()) == ["perfect", "half"]
     (curve,) = [line for line in axis.lines if line.get_label() == "half"]
-    assert {tuple(point) for point in curve.get_xydata().tolist()} == {(0, 0), (0, .5), (.5, .5), (.5, 1), (1, 1)}
+    points = {tuple(point) for point in curve.get_xydata().tolist()}
+    assert points == {(0, 0), (0, .5), (.5, .5), (.5, 1), (1, 1)}
 
 
 def test_distributions_count_both_classes(drawn):
@@ -74,7 +77,8 @@ def test_distributions_count_both_classes(drawn):
 
 
 def test_matrix_writes_the_counts(drawn):
-    axis = drawn(figures.matrix(np.array([[3, 1], [0, 7]]), ["good", "bad"], ["accepted", "rejected"])).axes[0]
+    counts = np.array([[3, 1], [0, 7]])
+    axis = drawn(figures.matrix(counts, ["good", "bad"], ["accepted", "rejected"])).axes[0]
     assert texts(axis.texts) == ["3", "1", "0", "7"]
     assert texts(axis.get_xticklabels()) == ["accepted", "rejected"]
     assert texts(axis.get_yticklabels()) == ["good", "bad"]
@@ -83,8 +87,8 @@ def test_matrix_writes_the_counts(drawn):
 def test_lines_hold_the_frames(drawn):
     frame = pd.DataFrame({"a": [1.0, 2], "b": [3.0, 5]}, index=pd.Index([10, 20], name="rows"))
     figure = drawn(figures.lines({"left": frame, "right": frame[["b"]]}, ["ms", "%"]))
-    assert [(axis.get_title(), axis.get_ylabel(), axis.get_xlabel(), len(axis.lines)) for axis in figure.axes] == [
-        ("left", "ms", "rows", 2), ("right", "%", "rows", 1)]
+    seen = [(axis.get_title(), axis.get_ylabel(), axis.get_xlabel(), len(axis.lines)) for axis in figure.axes]
+    assert seen == [("left", "ms", "rows", 2), ("right", "%", "rows", 1)]
     assert figure.axes[0].lines[1].get_xydata().tolist() == [[10, 3], [20, 5]]
 
 

@@ -145,7 +145,7 @@ def overlap_by_sweep(masks, maps, limit):
 
 
 def masks_and_maps(seed, levels, n=3, side=12):
-    """Two defects of different size in each picture but the last; the small one's pixels touch by a corner."""
+    """Two defects of different size in each picture but the last; the small one's touch at corners."""
     rng = np.random.default_rng(seed)
     masks = np.zeros((n, side, side), dtype=bool)
     masks[:-1, 1:4, 1:6] = True

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -50,8 +51,8 @@ def test_measured_again_replaces_the_row():
 
 
 CHANGES = [("method", "spade"), ("category", "screw"), ("seed", 1), ("weights.source", "imagenet"),
-           ("weights.seed", 1), ("parameters.bank", 1000), ("parameters.layers", (3, 2)), ("preprocess.crop", 224),
-           ("data", "0124")]
+           ("weights.seed", 1), ("parameters.bank", 1000), ("parameters.layers", (3, 2)),
+           ("preprocess.crop", 224), ("data", "0124")]
 
 
 @pytest.mark.parametrize(("path", "value"), CHANGES)
@@ -80,12 +81,13 @@ def test_configuration_is_what_seeds_and_categories_share(path, value):
 
 
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
-@pytest.mark.parametrize("function", ["replace", "fdopen"])
-def test_a_crash_while_writing_leaves_nothing(monkeypatch, function, error):
-    def crash(*args, **kwargs):
+@pytest.mark.parametrize(("module", "function"), [(os, "replace"), (Path, "write_text")])
+def test_a_crash_while_writing_leaves_nothing(monkeypatch, module, function, error):
+    def crash(file, *args, **kwargs):
+        Path(file).write_bytes(b"{half")
         raise error("broken on purpose")
 
-    monkeypatch.setattr(os, function, crash)
+    monkeypatch.setattr(module, function, crash)
     with pytest.raises(error, match="on purpose"):
         results.save("auroc", SUBJECT, {})
     assert files() == files(".*") == []

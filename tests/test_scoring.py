@@ -44,8 +44,8 @@ def test_reweighted_counts_b_rows_with_m_star(engine, b, expected):
 
 
 def test_reweighted_takes_the_rows_nearest_to_m_star_not_to_the_patch(engine):
-    """Nearest to m* = (0, 0) is (-1, 0); nearest to the patch (2, 0) after m* would be (5, 0)."""
-    bank = torch.tensor([[0.0, 0], [-1, 0], [5, 0]])
+    """Nearest to m* = (0, 0) is (-1, 0); nearest to the patch (2, 0) after m* would be (4.5, 0)."""
+    bank = torch.tensor([[0.0, 0], [-1, 0], [4.5, 0]])
     assert score("reweighted", [[[2.0, 0]]], bank, 2, engine) == pytest.approx([2 * weight(2, 2, 3)])
 
 

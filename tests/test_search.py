@@ -22,7 +22,7 @@ def assert_same_neighbours(distances, indices, bank, vectors, tolerance=1e-3):
     assert all(len(set(row)) == len(row) for row in indices.tolist())
 
 
-def data(queries=23, rows=40, dim=6, seed=0):
+def data(queries=23, rows=600, dim=6, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(rows, dim, generator=generator), torch.randn(queries, dim, generator=generator)
 
@@ -32,7 +32,7 @@ def engine(request):
     return search.ENGINES[request.param]
 
 
-@pytest.mark.parametrize("k", [1, 2, 9, 40])
+@pytest.mark.parametrize("k", [1, 2, 9, 300, 600])
 @pytest.mark.parametrize("dim", [1, 6, 70])
 def test_equals_brute_force(engine, k, dim):
     bank, vectors = data(dim=dim)
@@ -62,8 +62,8 @@ def test_a_bank_row_is_at_distance_zero(engine):
     bank, _ = data(dim=64)
     distances, indices = engine().fit(bank + 30).query(bank + 30)
     assert not distances.isnan().any()
-    assert distances.max() < 0.2        # the product form rounds |x|^2 = 60000 to about 0.01
-    assert indices[:, 0].tolist() == list(range(40))
+    assert distances.max() < 0.4        # the product form rounds |x|^2 = 60000 to about 0.02
+    assert indices[:, 0].tolist() == list(range(600))
 
 
 def test_takes_slices_and_doubles(engine):

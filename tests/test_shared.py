@@ -44,18 +44,18 @@ def test_trained_weights_load_up_to_the_level_they_hold(screw):
     assert all(torch.isfinite(x).all() and x.std() > 0.1 for x in features.values())
     with pytest.raises(backbones.WeightsError, match=r"holds no layer4\.0\.conv1\.weight"):
         backbones.load("resnet18", (4,), str(RESNET18))
-    with pytest.raises(backbones.WeightsError, match="layer1.2.conv1.weight|layer1.0"):
+    with pytest.raises(backbones.WeightsError, match=r"holds no layer1\.2\.conv1\.weight"):
         backbones.load("resnet34", (2,), str(RESNET18))
 
 
 @pytest.mark.slow
 def test_trained_features_tell_screws_apart_and_random_ones_do_not(screw):
-    """60 nominal and 80 test pictures. Measured with seed 0: trained TRAINED, random RANDOM."""
-    subset, aurocs = screw.subset(train=60, test=80), {}
+    """80 test pictures, stride 2. Measured: 0.88 and 0.92 trained; 0.10 to 0.32 random, bank 300."""
+    subset, aurocs = screw.subset(test=80), {}
     for weights in (str(RESNET18), "random"):
-        detector = PatchCore(layers=(2,), bank=300, weights=weights)
+        detector = PatchCore(layers=(2,), embedding="avg_k3_s2_p1", weights=weights)
         aurocs[weights] = evaluation.evaluate(detector, subset, data.Preprocess(), seeds=1)["image_auroc"][0]
-    assert aurocs[str(RESNET18)] > 0.75
+    assert aurocs[str(RESNET18)] > 0.8
     assert aurocs["random"] < 0.5
 
 

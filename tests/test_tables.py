@@ -1,10 +1,12 @@
 """The thesis' values as printed, and measured ones beside them."""
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from thesis_lib import tables
+from thesis_lib import paths, tables
 
 LABELS = [0, 0, 0, 1, 1, 1]
 SCORES = [[0, 1, 2, 3, 4, 5], [0, 3, 1, 2, 4, 5]]       # image AUROC 1 and 8/9
@@ -13,16 +15,17 @@ DEFAULT = "#1000 (MW ~0,6%)"
 
 def rows(category="pad", configuration="abc", data="0123", scores=SCORES, **more):
     """What `evaluate` returns: one line per seed."""
-    aurocs = [np.mean([[bad > good for good in row[:3]] for bad in row[3:]]) for row in scores]
-    return pd.DataFrame([{"configuration": configuration, "category": category, "data": data, "seed": seed,
-                          "weights.source": "random", "image_auroc": auroc, "pixel_auroc": None, "pro": None,
-                          "labels": LABELS, "scores": row, "n_train": 4, "n_test_good": 3, "n_test_defective": 3,
-                          **more} for seed, (auroc, row) in enumerate(zip(aurocs, scores, strict=True))])
+    same = {"configuration": configuration, "category": category, "data": data, "weights.source": "random",
+            "labels": LABELS, "n_train": 4, "n_test_good": 3, "n_test_defective": 3, "pixel_auroc": None,
+            "pro": None, **more}
+    return pd.DataFrame([{**same, "seed": seed, "scores": row,
+                          "image_auroc": np.mean([[bad > good for good in row[:3]] for bad in row[3:]])}
+                         for seed, row in enumerate(scores)])
 
 
 def timed(factor=1.0):
     stage_ms = dict(zip(tables.STAGES, (4 * factor, 3 * factor, 2 * factor, factor), strict=True))
-    return {"stage_ms": stage_ms, "total_ms": sum(stage_ms.values())}
+    return {"stage_ms": stage_ms, "total_ms": sum(stage_ms.values()), "spread": 0.05}
 
 
 @pytest.mark.parametrize(("figure", "label", "auroc", "total_ms"), [
@@ -86,7 +89,8 @@ def test_beside_sets_measured_beside_the_thesis():
     assert (line["measured AUROC %"], line["difference"]) == pytest.approx((measured, measured - 98.6911))
     low, high = map(float, line["95 % interval"].split(" to "))
     assert low <= measured <= high
-    assert table.loc["1%", "measured ms"] == 20
+    assert table["measured ms"].tolist() == [10, 20]
+    assert table["spread %"].tolist() == [5, 5]
 
 
 def test_beside_the_other_data_set_and_without_times():
@@ -114,3 +118,30 @@ def test_note_names_pictures_and_untrained_weights(weights, warned):
     text = tables.note(["pad", "screw"], weights)
     assert "pad, screw" in text
     assert ("not trained" in text) is warned
+
+
+@pytest.fixture
+def notebooks(tmp_path, monkeypatch):
+    """Two sources; the first was executed by the profile demo and shows two Markdown texts."""
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    monkeypatch.setattr(paths, "notebooks", lambda: folder)
+    for number, name in (("01", "first"), ("02", "second")):
+        head = f"# {number} Title\n\n**Thesis:** sec. 3.{number}.\n**Question:** What of\n{name}? More text."
+        nbformat.write(new_notebook(cells=[new_markdown_cell(head)]), folder / f"{number}_{name}.ipynb")
+    cells = [new_code_cell(outputs=[new_output("display_data", {"text/markdown": text})])
+             for text in ("notes\n- not this one", "It follows:\n- The first\n  bullet.\n- The second.")]
+    paths.executed("demo").mkdir(parents=True)
+    nbformat.write(new_notebook(cells=cells), paths.executed("demo") / "01_first.ipynb")
+
+
+def test_contents_come_from_sources_and_executed_copies(notebooks):
+    assert tables.contents("demo").to_numpy().tolist() == [
+        ["[01 Title](01_first.ipynb)", "sec. 3.01", "What of first?", "The first bullet."],
+        ["[02 Title](02_second.ipynb)", "sec. 3.02", "What of second?", "not executed yet"]]
+    assert set(tables.contents("smoke")["result"]) == {"not executed yet"}
+
+
+def test_markdown_is_a_pipe_table():
+    assert tables.markdown(pd.DataFrame({"a": [1, 2], "b": ["x", "y"]})).splitlines() == [
+        "| a | b |", "| --- | --- |", "| 1 | x |", "| 2 | y |"]

@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import json
 import logging
-import subprocess
 import sys
 import types
 import typing
@@ -184,8 +183,12 @@ def _measured(args, measure: Callable) -> int:
         except data.DataError as error:
             print(f"thesis: {name}: {error}", file=sys.stderr)
             failed.append(name)
+    together = {"categories": answers, "failed": failed}
+    if len(answers) > 1 and "image_auroc" in answers[0]:
+        together["image_auroc"] = sum(answer["image_auroc"] for answer in answers) / len(answers)
+        print(f"mean of {len(answers)} categories: image AUROC {100 * together['image_auroc']:.1f} %")
     if args.json:
-        print(json.dumps(answers[0] if len(names) == 1 and answers else {"categories": answers, "failed": failed}))
+        print(json.dumps(answers[0] if len(names) == 1 and answers else together))
     return EXIT_FAILED if failed else 0
 
 
@@ -268,42 +271,9 @@ def _data(args) -> int:
     return EXIT_FAILED if problems else 0
 
 
-CHECKS = {
-    "torch": "import torch; (torch.ones(64, 64) @ torch.ones(64, 64)).sum(); print(torch.__version__)",
-    "torchvision": "from thesis_lib import backbones; b = backbones.load('resnet18', (1,), 'random'); import torch; "
-                   "b(torch.zeros(1, 3, 64, 64)); print(backbones.torchvision().__version__)",
-    "faiss": "import faiss, numpy; i = faiss.IndexFlatL2(8); i.add(numpy.ones((9, 8), 'f4')); "
-             "i.search(numpy.ones((2, 8), 'f4'), 1); print(faiss.__version__)",
-    "torch, then faiss": "import torch, faiss, numpy; torch.ones(512, 512) @ torch.ones(512, 512); "
-                         "i = faiss.IndexFlatL2(64); i.add(numpy.ones((999, 64), 'f4')); "
-                         "i.search(numpy.ones((99, 64), 'f4'), 1); print('together')",
-}
-
-
 def _doctor(args) -> int:
-    """One line per check; torch wheels that die of an illegal instruction (known on a Pi 4) are named as such."""
-    import signal
-
-    from thesis_lib import paths, stamp
-    failed = False
-    for name, code in CHECKS.items():
-        child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        if child.returncode == 0:
-            print(f"ok    {name}: {child.stdout.strip()}")
-            continue
-        failed = True
-        if child.returncode < 0:
-            reason = f"killed by {signal.Signals(-child.returncode).name}"
-            if -child.returncode == signal.SIGILL:
-                reason += ": this build uses instructions the processor lacks; on a Raspberry Pi 4 try torch 2.3.1"
-        else:
-            reason = (child.stderr.strip().splitlines() or ["no message"])[-1]
-        print(f"FAIL  {name}: {reason}")
-    for name, folder in (("data", paths.data()), ("outputs", paths.outputs())):
-        print(f"{'ok  ' if folder.is_dir() else 'new '}  {name}: {folder}")
-    if not failed:
-        stamp.show()
-    return EXIT_FAILED if failed else 0
+    from thesis_lib import doctor
+    return 0 if doctor.examine() else EXIT_FAILED
 
 
 if __name__ == "__main__":

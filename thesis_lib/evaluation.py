@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
@@ -110,7 +110,7 @@ def _fit(detectors, keys, pictures: Pictures) -> tuple[dict, dict]:
     The detector that was passed in is itself fitted for its own seed, so that it can be used afterwards.
     """
     start = time.perf_counter()
-    first = detectors[keys[0][0]]
+    first = replace(detectors[keys[0][0]])      # unfitted: nothing but what collect leaves is adopted
     collected = first.collect_nominal(pictures)
     common = time.perf_counter() - start
     fitted, seconds = {}, {}

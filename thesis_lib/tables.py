@@ -45,6 +45,7 @@ def beside(figure: str, measured: Mapping[str, pd.DataFrame], times: Mapping[str
            column: str = "auroc_mvtec_pct") -> pd.DataFrame:
     """Thesis | measured | difference for each bar; measured and times map the thesis' label to what `evaluate` and
     `measure_time` returned. column is the thesis' AUROC to compare with. Unknown labels raise KeyError.
+    spread % is that of the times (interquartile range over median); over 10 the times are noisy.
     """
     bars = thesis(figure).set_index("label")
     unknown = (set(measured) | set(times or {})) - set(bars.index)
@@ -57,7 +58,8 @@ def beside(figure: str, measured: Mapping[str, pd.DataFrame], times: Mapping[str
                 "95 % interval": f"{one['low']:.1f} to {one['high']:.1f}", "sd over seeds": one["sd"],
                 "difference": one["auroc"] - bars.loc[label, column], "weights": one["weights"]}
         if times:
-            line |= {"thesis ms": bars.loc[label, "total_ms"], "measured ms": times[label]["total_ms"]}
+            line |= {"thesis ms": bars.loc[label, "total_ms"], "measured ms": times[label]["total_ms"],
+                     "spread %": 100 * times[label]["spread"]}
         lines.append(line)
     return pd.DataFrame(lines).set_index("bar")
 

@@ -1,0 +1,46 @@
+"""Is this machine all right? Each library is tried in a process of its own, so that a crash is a line, not an end."""
+
+import signal
+import subprocess
+import sys
+
+from thesis_lib import paths, stamp
+
+CHECKS = {
+    "torch": "import torch; (torch.ones(64, 64) @ torch.ones(64, 64)).sum(); print(torch.__version__)",
+    "torchvision": "from thesis_lib import backbones; b = backbones.load('resnet18', (1,), 'random'); import torch; "
+                   "b(torch.zeros(1, 3, 64, 64)); print(backbones.torchvision().__version__)",
+    "faiss": "import faiss, numpy; i = faiss.IndexFlatL2(8); i.add(numpy.ones((9, 8), 'f4')); "
+             "i.search(numpy.ones((2, 8), 'f4'), 1); print(faiss.__version__)",
+    "torch, then faiss": "import torch, faiss, numpy; torch.ones(512, 512) @ torch.ones(512, 512); "
+                         "i = faiss.IndexFlatL2(64); i.add(numpy.ones((999, 64), 'f4')); "
+                         "i.search(numpy.ones((99, 64), 'f4'), 1); print('together')",
+}
+
+
+def examine() -> bool:
+    """Print one line per check, then the stamp; True when all is well.
+
+    torch wheels that die of an illegal instruction (known on a Raspberry Pi 4) are named as such.
+    """
+    lines = [_line(name, code) for name, code in CHECKS.items()]
+    for name, folder in (("data", paths.data()), ("outputs", paths.outputs())):
+        print(f"{'ok   ' if folder.is_dir() else 'new  '} {name}: {folder}")
+    if all(lines):
+        stamp.show()
+    return all(lines)
+
+
+def _line(name: str, code: str) -> bool:
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    if child.returncode == 0:
+        print(f"ok    {name}: {child.stdout.strip()}")
+        return True
+    if child.returncode < 0:
+        reason = f"killed by {signal.Signals(-child.returncode).name}"
+        if -child.returncode == signal.SIGILL:
+            reason += ": this build uses instructions the processor lacks; on a Raspberry Pi 4 try torch 2.3.1"
+    else:
+        reason = (child.stderr.strip().splitlines() or ["no message"])[-1]
+    print(f"FAIL  {name}: {reason}")
+    return False
