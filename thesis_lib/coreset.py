@@ -80,8 +80,8 @@ def radius(features: np.ndarray, bank: np.ndarray) -> float:
 
 def _farthest_first(features: np.ndarray, rows: int, first: int) -> np.ndarray:
     n = len(features)
-    norms = torch.cat([block.square().sum(dim=1) for _, block in _blocks(features)])    # (N,)
-    nearest = torch.full((n,), math.inf)                                                # squared, to the chosen
+    norms = torch.cat([block.square().sum(dim=1) for _, block in _blocks(features)]).numpy()    # (N,)
+    nearest = np.full(n, np.inf, dtype=np.float32)                                      # squared, to the chosen
     chosen = np.empty(rows, dtype=np.int64)
     chosen[0] = first
     log.info("coreset: %d of %d patches", rows, n)
@@ -89,10 +89,12 @@ def _farthest_first(features: np.ndarray, rows: int, first: int) -> np.ndarray:
         last = int(chosen[step - 1])
         centre = torch.from_numpy(np.array(features[last]))
         for start, block in _blocks(features):
+            # The product reads all features and deserves torch's threads; what follows is short, and on a busy
+            # machine waking threads for it costs more than the work.
             part = slice(start, start + len(block))
-            squared = torch.addmv(norms[part], block, centre, alpha=-2).add_(norms[last])
-            torch.minimum(nearest[part], squared, out=nearest[part])
-        nearest[last] = -math.inf       # rounding must not choose a row twice
+            squared = norms[part] - 2 * (block @ centre).numpy() + norms[last]
+            np.minimum(nearest[part], squared, out=nearest[part])
+        nearest[last] = -np.inf         # rounding must not choose a row twice
         chosen[step] = int(nearest.argmax())
     return chosen
 
