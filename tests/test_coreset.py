@@ -121,13 +121,13 @@ def test_select_refuses_an_unknown_method():
 
 
 def test_memory_limit_names_all_sizes():
-    assert coreset.check_memory(1_000_000, 98, None) == pytest.approx(0.4)
-    with pytest.raises(coreset.MemoryLimitError, match=r"1000000 .* dimension 98 need 0.40 GB.* 0.39 GB"):
-        coreset.check_memory(1_000_000, 98, 0.39)
+    assert coreset.check_memory(1_000_000, 99, None) == pytest.approx(0.8)
+    with pytest.raises(coreset.MemoryLimitError, match=r"1000000 .* dimension 99 need 0.80 GB.* 0.79 GB"):
+        coreset.check_memory(1_000_000, 99, 0.79)
 
 
 def test_memory_limit_defaults_to_three_quarters_of_the_machine():
     gigabytes = psutil.virtual_memory().total / 1e9
-    coreset.check_memory(int(0.7e9 * gigabytes / 400), 98, None)
+    coreset.check_memory(int(0.7e9 * gigabytes / 800), 99, None)
     with pytest.raises(coreset.MemoryLimitError):
-        coreset.check_memory(int(0.8e9 * gigabytes / 400), 98, None)
+        coreset.check_memory(int(0.8e9 * gigabytes / 800), 99, None)
