@@ -20,7 +20,7 @@ from datetime import datetime, timezone
 
 import psutil
 
-from thesis_lib import paths, stamp
+from thesis_lib import stamp
 from thesis_lib.batch_worker import execute, one_line
 from thesis_lib.plan import BatchError, Task, parameters_of, plan, read_json
 
@@ -52,8 +52,8 @@ def run(tasks, *, jobs=1, force=False, report=print) -> list[Outcome]:
         folder.mkdir(parents=True, exist_ok=True)
         _sweep(folder)
     if any(task.effective.get("data") == "demo" for task in tasks):
-        from thesis_lib import synthetic
-        synthetic.write(paths.demo_data())      # now: a minute that no notebook's limit nor two jobs should pay for
+        from thesis_lib import data
+        data.demo()     # now: a minute that no notebook's limit nor two jobs should pay for
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     stop, lock = threading.Event(), threading.Lock()
 

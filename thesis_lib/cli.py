@@ -245,9 +245,9 @@ def _print_times(name: str, row: dict) -> None:
 
 
 def _data(args) -> int:
-    from thesis_lib import data, paths, synthetic
+    from thesis_lib import data, paths
     if args.action == "demo":
-        print(synthetic.write(paths.demo_data()))
+        print(data.demo())
         return 0
     roots = [data.resolve(args.data)] if args.data else sorted(
         {folder.parent.parent.parent for folder in paths.data().glob("*/*/train/good")})

@@ -4,6 +4,7 @@ Masks are optional.  Letters: B pictures, H, W side in pixels after `Preprocess`
 """
 
 import hashlib
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,6 +17,7 @@ from PIL import Image, ImageOps
 
 from thesis_lib import paths
 
+log = logging.getLogger("thesis_lib")
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
 INTERPOLATIONS = {name: Image.Resampling[name.upper()] for name in ("nearest", "bilinear", "bicubic", "lanczos")}
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -181,13 +183,20 @@ def read_rgb(path: Path) -> Image.Image:
 def resolve(root: str | Path) -> Path:
     """Folder of categories: "demo" (generated on first use), a path, or the name of a folder under data/."""
     if str(root) == "demo":
-        from thesis_lib import synthetic
-        return synthetic.write(paths.demo_data())
+        return demo()
     for folder in (Path(root).expanduser(), paths.data() / root):
         if folder.is_dir():
             return folder.resolve()
     raise DataError(f"{root}: no such folder, neither as a path nor under {paths.data()}; "
                     "'demo' generates pictures, data/README.md says where real ones come from")
+
+
+def demo() -> Path:
+    """The demo set, generated when it is not there yet."""
+    from thesis_lib import synthetic
+    if not paths.demo_data().exists():
+        log.info("generating the demo pictures in %s, about a minute", paths.demo_data())
+    return synthetic.write(paths.demo_data())
 
 
 def categories(root: str | Path) -> list[str]:

@@ -13,6 +13,7 @@ from thesis_lib import backbones, metrics, results, timing
 from thesis_lib.data import Category, Pictures, Preprocess
 from thesis_lib.methods.base import Detector
 from thesis_lib.progress import track
+from thesis_lib.stamp import stamp
 
 
 def evaluate(detector: Detector, category: Category, preprocess: Preprocess, *, seeds: Sequence[int] | int = 5,
@@ -57,7 +58,7 @@ def measure_time(detector: Detector, category: Category, preprocess: Preprocess,
     if pictures < 1 or batch_size < 1:
         raise ValueError(f"pictures={pictures}, batch_size={batch_size}: both need at least 1")
     protocol = {"pictures": pictures, "warmup": warmup, "repeats": repeats, "batch_size": batch_size,
-                "threads": threads or torch.get_num_threads(), "cpu": _cpu()}
+                "threads": threads or torch.get_num_threads(), "cpu": stamp()["cpu"]}
     about = subject(detector, category, preprocess, seed=detector.seed) | {"protocol": protocol}
     if not force and (row := results.find("time", about)):
         return row
@@ -144,15 +145,10 @@ def _score(fitted: dict, pictures: Pictures, with_maps: bool) -> tuple[dict, dic
 
 
 def _quality(labels, scores, names, masks, predictions, side) -> dict:
+    auroc = metrics.image_auroc(labels, scores, names)          # first: its error names the pictures
     low, high = metrics.auroc_interval(labels, scores)
-    values = {"image_auroc": metrics.image_auroc(labels, scores, names), "image_auroc_low": low,
-              "image_auroc_high": high, "pixel_auroc": None, "pro": None}
+    values = {"image_auroc": auroc, "image_auroc_low": low, "image_auroc_high": high, "pixel_auroc": None, "pro": None}
     if masks is not None and predictions is not None:
         maps = torch.cat([prediction.full_map(side) for prediction in predictions]).numpy()
         values |= {"pixel_auroc": metrics.pixel_auroc(masks, maps), "pro": metrics.pro(masks, maps)}
     return values
-
-
-def _cpu() -> str | None:
-    from thesis_lib.stamp import stamp
-    return stamp()["cpu"]
