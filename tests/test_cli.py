@@ -110,11 +110,13 @@ def test_evaluate_can_time_as_well(evaluate):
 
 
 def test_time_says_stages_and_protocol(evaluate):
-    code, out, _ = evaluate("--json", "--batch-size", 2, "--threads", 1, command="time")
+    code, out, _ = evaluate("--json", "--batch-size", 2, "--threads", 1, "--seed", 3, command="time")
     answer = json.loads(out[-1])
     assert code == 0
     assert list(answer["stage_ms"]) == ["extraction", "embedding", "search", "score"]
-    assert (answer["batch_size"], answer["threads"], answer["protocol"]["repeats"]) == (2, 1, 1)
+    facts = {"batch_size": 2, "threads": 1, "seed": 3}
+    assert {key: answer[key] for key in facts} == facts
+    assert answer["protocol"]["repeats"] == 1
     assert "raw_s" not in answer
     assert out[0].startswith("pad: ")
     assert "1 threads" in out[0]
@@ -207,8 +209,8 @@ def test_folder_without_a_category(thesis, tmp_path):
 
 def test_several_categories_and_their_mean(thesis, make_category):
     make_category("bolt", seed=1)
-    code, out, _ = thesis("evaluate", "patchcore", "--data", make_category(), "--category", "all", *TINY, "--seeds", 1,
-                          "--json")
+    where = ("--data", make_category(), "--category", "all")
+    code, out, _ = thesis("evaluate", "patchcore", *where, *TINY, "--seeds", 1, "--json")
     answer = json.loads(out[-1])
     each = [one["image_auroc"] for one in answer["categories"]]
     assert code == 0 and len(each) == 2 and answer["failed"] == []
@@ -230,12 +232,15 @@ def test_broken_picture_stops_its_category_only(thesis, make_category, asked):
     assert "bolt/test/hole/001.png: not a readable picture" in line
 
 
-def test_all_takes_every_category(thesis, make_category):
+def test_all_takes_every_category_and_fits_on_each(thesis, make_category, monkeypatch):
+    fitted, fit = [], PatchCore.fit
+    monkeypatch.setattr(PatchCore, "fit", lambda self, images: fitted.append(
+        images.samples[0].path.parts[-4]) or fit(self, images))
     make_category("bolt")
     where = ("--data", make_category(), "--category", "all")
     code, out, _ = thesis("time", "patchcore", *where, *TINY, "--pictures", 1, "--json")
     assert code == 0
-    assert [one["category"] for one in json.loads(out[-1])["categories"]] == ["bolt", "pad"]
+    assert [one["category"] for one in json.loads(out[-1])["categories"]] == fitted == ["bolt", "pad"]
 
 
 def test_interrupt_is_130(evaluate, monkeypatch):
