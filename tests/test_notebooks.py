@@ -115,5 +115,5 @@ def test_the_committed_set_is_whole_and_shows_no_machine():
     for file in committed:
         text = file.read_text(encoding="utf-8")
         assert file.stat().st_size < 1.5e6
-        assert not re.search(r'"output_type": "error"|/home/|/root/|/Users/|/work/|/tmp/', text)
+        assert not re.search(r'"output_type": "error"|/(home|root|Users|work|tmp)/', text)
         assert re.search(r'"exception": (null|false)', text) and '"execution_count": 3' in text
