@@ -70,7 +70,7 @@ def test_declared_channels_and_strides_are_the_real_ones(no_numbers, name):
         assert tuple(x.shape) == (1, backbone.channels[level], side, side)
 
 
-@pytest.mark.parametrize(("name", "deepest"), zip(backbones.NAMES, (1, 2, 3, 1, 2, 3, 1, 2), strict=True))
+@pytest.mark.parametrize(("name", "deepest"), [*zip(backbones.NAMES, (1, 2, 3, 1, 2, 3, 1, 2), strict=True)])
 def test_cut_after_the_deepest_level(no_numbers, name, deepest):
     """No parameter of a deeper level is there: as many numbers as torchvision has up to that level."""
     backbone = backbones.load(name, (deepest,))

@@ -218,6 +218,18 @@ def test_several_categories_and_their_mean(thesis, make_category):
     assert f"mean of 2 categories: image AUROC {50 * sum(each):.1f} %" in out
 
 
+def test_each_category_is_timed_with_a_detector_of_its_own(thesis, make_category, monkeypatch):
+    """Also when all AUROC rows are stored, so that only the timing has to fit."""
+    make_category("bolt", seed=1)
+    command = ("evaluate", "patchcore", "--data", make_category(), "--category", "all", *TINY, "--seeds", 1)
+    thesis(*command)
+    fitted, genuine = [], PatchCore.collect
+    monkeypatch.setattr(PatchCore, "collect", lambda self, images: fitted.append(images.samples[0].path.parts[-4])
+                        or genuine(self, images))
+    code, _, _ = thesis(*command, "--pictures", 1)
+    assert (code, fitted) == (0, ["bolt", "pad"])
+
+
 @pytest.mark.parametrize("asked", [("all",), ("pad", "bolt")])
 def test_broken_picture_stops_its_category_only(thesis, make_category, asked):
     root = make_category("bolt")

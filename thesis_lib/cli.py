@@ -179,7 +179,8 @@ def _measured(args, measure: Callable) -> int:
     for name in names:
         try:
             category = data.scan(root, name).subset(args.train_pictures, getattr(args, "test_pictures", 0))
-            answers.append(measure(detector, category, preprocess))
+            # A copy: what is fitted on one category must not be timed on the next.
+            answers.append(measure(detector.reseeded(detector.seed), category, preprocess))
         except data.DataError as error:
             print(f"thesis: {name}: {error}", file=sys.stderr)
             failed.append(name)
