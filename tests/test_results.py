@@ -144,3 +144,18 @@ def test_load_all_names_a_broken_file(text):
     (paths.results() / "broken.json").write_text(text)
     with pytest.raises(ValueError, match=r"broken\.json: not a result row"):
         results.load_all()
+
+
+@pytest.mark.parametrize("text", ["{half", "[]", '{"kind": "auroc"}'])
+def test_a_damaged_row_that_is_looked_for_is_named(text):
+    row = results.save("auroc", SUBJECT, {})
+    (file,) = paths.results().glob("*.json")
+    file.write_text(text)
+    with pytest.raises(ValueError, match=rf"{row['id']}\.json: not a result row .*delete it"):
+        results.find("auroc", SUBJECT)
+
+
+def test_a_checkout_in_a_folder_called_published_owns_its_rows(tmp_path, monkeypatch):
+    monkeypatch.setenv("THESIS_OUTPUTS", str(tmp_path / "published" / "outputs"))
+    results.save("auroc", SUBJECT, {})
+    assert results.load_all()["origin"].tolist() == ["own"]

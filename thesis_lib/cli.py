@@ -196,6 +196,9 @@ def _measured(args, measure: Callable) -> int:
 def _evaluate(args) -> int:
     from thesis_lib import evaluation, tables
 
+    if args.pictures < 0:
+        raise ValueError(f"pictures={args.pictures}: needs at least 1, or 0 to time none")
+
     def measure(detector, category, preprocess) -> dict:
         rows = evaluation.evaluate(detector, category, preprocess, seeds=args.seeds, batch_size=args.batch_size,
                                    force=args.force)

@@ -19,9 +19,9 @@ def identity(kind: str, subject: dict) -> str:
 
 
 def find(kind: str, subject: dict) -> dict | None:
-    """The finished row of this subject, measured on this machine, or None."""
+    """The finished row of this subject, measured on this machine, or None. ValueError names a damaged file."""
     files = list(paths.results().glob(f"*-{identity(kind, subject)}.json"))
-    return json.loads(files[0].read_text()) if files else None
+    return _read(files[0]) if files else None
 
 
 def save(kind: str, subject: dict, values: dict) -> dict:
@@ -43,12 +43,8 @@ def load_all(folder: Path | None = None) -> pd.DataFrame:
     folder = folder or paths.results()
     rows = []
     for file in sorted(folder.rglob("*.json")):
-        try:
-            row = json.loads(file.read_text())
-            row["kind"], row["stamp"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{file}: not a result row ({error}); delete it and measure again") from error
-        rows.append(row | {"origin": "published" if "published" in file.parts else "own"})
+        published = "published" in file.relative_to(folder).parts
+        rows.append(_read(file) | {"origin": "published" if published else "own"})
     return pd.json_normalize(rows)
 
 
@@ -61,6 +57,15 @@ def write_atomically(path: Path, text: str) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _read(file: Path) -> dict:
+    try:
+        row = json.loads(file.read_text(encoding="utf-8"))
+        row["kind"], row["stamp"]
+    except (ValueError, KeyError, TypeError) as error:      # ValueError: no JSON, no UTF-8
+        raise ValueError(f"{file}: not a result row ({error}); delete it and measure again") from error
+    return row
 
 
 def _slug(kind: str, subject: dict) -> str:
