@@ -1,1 +1,1 @@
-"""Training of the bundled backbone on pictures made by formula; see thesis_lib/weights/README.md."""
+"""Training of a backbone on pictures made by formula; nothing of it is needed to use the weights."""

@@ -1,4 +1,4 @@
-"""python -m pretraining OUT.safetensors: train the bundled weights, by the recipe of their model card."""
+"""python -m pretraining OUT.safetensors: train ResNet-18 on pictures made by formula."""
 
 import argparse
 import dataclasses
@@ -16,7 +16,7 @@ def main(arguments: list[str] | None = None) -> int:
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("out", type=Path, help="the weights, a .safetensors file")
     for field in dataclasses.fields(Recipe):
-        parser.add_argument(f"--{field.name}", type=field.type, default=field.default, help=" ")
+        parser.add_argument(f"--{field.name}", type=field.type, default=field.default, help=field.metadata["help"])
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, help="of the CPU; none: PyTorch decides")
     parser.add_argument("--every", type=int, default=200, help="steps between two checkpoints")

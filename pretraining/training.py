@@ -16,6 +16,7 @@ from torch import nn
 
 from pretraining.stream import Batch, Stream
 from thesis_lib.backbones import torchvision
+from thesis_lib.methods.base import parameter
 
 log = logging.getLogger(__name__)
 UNSEEN = 2**31      # number of the first batch that no training reaches: the accuracy is measured from here on
@@ -27,15 +28,15 @@ class RecipeError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """All that decides the weights, but for rounding on another machine; the defaults made the bundled file."""
+    """All that decides the weights, but for rounding on another machine."""
 
-    steps: int = 2800           # batches
-    classes: int = 768          # of all families of formulas together
-    side: int = 64              # pixels
-    batch: int = 64             # pictures
-    rate: float = 2e-3          # highest learning rate of AdamW, one cycle
-    decay: float = 0.05         # weight decay
-    seed: int = 0               # of the classes, the pictures and the first weights
+    steps: int = parameter(2800, "batches")
+    classes: int = parameter(768, "classes of all families of formulas together")
+    side: int = parameter(64, "side of a picture, pixels")
+    batch: int = parameter(64, "pictures per batch")
+    rate: float = parameter(2e-3, "highest learning rate of AdamW, one cycle")
+    decay: float = parameter(0.05, "weight decay")
+    seed: int = parameter(0, "of the classes, the pictures and the first weights")
 
     def __post_init__(self):
         for name in ("steps", "classes", "side", "batch"):
@@ -88,6 +89,11 @@ def train(recipe: Recipe, out: Path, *, device: str = "cpu", threads: int | None
     out = Path(out)
     if out.suffix != ".safetensors":
         raise RecipeError(f"out={out}: needs a name that ends in .safetensors")
+    for name, value in (("every", every), ("threads", threads), ("limit", limit)):
+        if value is not None and value < 1:
+            raise RecipeError(f"{name}={value}: needs at least 1")
+    if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
+        raise RecipeError(f"device={device}: needs cpu, or cuda where there is one")
     torch.set_num_threads(threads or torch.get_num_threads())
     out.parent.mkdir(parents=True, exist_ok=True)
     checkpoint = out.with_suffix(".checkpoint")
@@ -115,7 +121,7 @@ def train(recipe: Recipe, out: Path, *, device: str = "cpu", threads: int | None
         if done % 50 == 0:
             log.info("step %d of %d, %.0f s, loss at level %s", done, recipe.steps, time.perf_counter() - began,
                      ", ".join(f"{level}: {value:.3f}" for level, value in recent.items()))
-        if done % every == 0 or done in (recipe.steps, limit):
+        if done % every == 0 or done == recipe.steps:
             _save(checkpoint, recipe, state, done, time.perf_counter() - began)
     if done < recipe.steps:
         _save(checkpoint, recipe, state, done, time.perf_counter() - began)

@@ -1,4 +1,4 @@
-"""The pictures made by formula, and a shortened run of the training that made the bundled weights."""
+"""The pictures made by formula, and a shortened run of the training on them."""
 
 import inspect
 import json
@@ -132,6 +132,7 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("options", "message"), [
+    (["--every=0"], "every=0"), (["--threads=-1"], "threads=-1"), (["--device=abacus"], "device=abacus"),
     (["--steps=1"], "steps=1"), (["--side=16"], "side=16"), (["--classes=25"], "multiple of 12")])
 def test_wrong_options_are_named(tmp_path, capsys, options, message):
     assert main([str(tmp_path / "w.safetensors"), *TINY_OPTIONS, *options]) == 2
