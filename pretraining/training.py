@@ -1,8 +1,15 @@
-"""Training of ResNet-18 to name the formula class at each place of a picture, with checkpoint and resume."""
+"""Training of ResNet-18 on pictures made by formula, with checkpoint and resume.
+
+Two tasks at once. *Naming*: the formula class at each place of a picture (formula-driven supervised learning, Kataoka
+et al., ACCV 2020). *Finding again*: a place of one view of a scene among all places of the second views, by a dense
+contrastive loss (Pinheiro et al., NeurIPS 2020; Wang et al., CVPR 2021). The first teaches what belongs to a texture,
+the second keeps the fine detail that makes a defect.
+"""
 
 import dataclasses
 import json
 import logging
+import math
 import os
 import platform
 import time
@@ -30,53 +37,81 @@ class RecipeError(ValueError):
 class Recipe:
     """All that decides the weights, but for rounding on another machine."""
 
-    steps: int = parameter(2800, "batches")
+    steps: int = parameter(7500, "batches")
     classes: int = parameter(768, "classes of all families of formulas together")
     side: int = parameter(64, "side of a picture, pixels")
-    batch: int = parameter(64, "pictures per batch")
+    batch: int = parameter(64, "pictures per batch, two views of each scene")
+    places: int = parameter(1536, "places of a batch to be found again, per level")
+    finding: float = parameter(0.3, "weight of the loss of finding again; naming has 1")
     rate: float = parameter(2e-3, "highest learning rate of AdamW, one cycle")
     decay: float = parameter(0.05, "weight decay")
+    precision: str = parameter("bfloat16", "of the convolutions: bfloat16 or float32")
     seed: int = parameter(0, "of the classes, the pictures and the first weights")
 
     def __post_init__(self):
-        for name in ("steps", "classes", "side", "batch"):
+        for name in ("steps", "classes", "side", "batch", "places"):
             if getattr(self, name) < (32 if name == "side" else 2):
                 raise RecipeError(f"{name}={getattr(self, name)}: needs at least {32 if name == 'side' else 2}")
+        if self.precision not in ("bfloat16", "float32"):
+            raise RecipeError(f"precision={self.precision}: needs bfloat16 or float32")
 
 
 class Network(nn.Module):
-    """Torchvision's ResNet-18 with a linear classifier per place at levels 2 and 3, and one per picture at level 4.
+    """Torchvision's ResNet-18 with heads that are thrown away afterwards.
 
-    Images (B, 3, S, S) -> {level: logits (B, classes, h, w)}; h = w = 1 at level 4. Patch detectors compare the
-    vectors of single places, so single places are taught; a loss at the end alone leaves the middle levels to chance.
+    Images (B, 3, S, S) -> ({level: logits (B, classes, h, w)} of levels 2 to 4, {level: descriptors (B, 128, h, w)} of
+    levels 1 to 3); h = w = 1 for the logits of level 4. Patch detectors compare the vectors of single places, so single
+    places are taught. A hidden layer stands between the trunk and each task, so that the trunk keeps what the task
+    throws away (Chen et al., ICML 2020).
     """
 
     def __init__(self, classes: int):
         super().__init__()
         self.trunk = torchvision().models.resnet18(num_classes=1)
         self.trunk.fc = nn.Identity()
-        self.heads = nn.ModuleDict({"2": nn.Conv2d(128, classes, 1), "3": nn.Conv2d(256, classes, 1),
-                                    "4": nn.Conv2d(512, classes, 1)})
+        self.namers = nn.ModuleDict({"2": _head(128, classes), "3": _head(256, classes),
+                                     "4": nn.Conv2d(512, classes, 1)})
+        self.finders = nn.ModuleDict({"1": _head(64, 128), "2": _head(128, 128), "3": _head(256, 128)})
 
-    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        trunk = self.trunk
-        second = trunk.layer2(trunk.layer1(trunk.maxpool(trunk.relu(trunk.bn1(trunk.conv1(images))))))
-        third = trunk.layer3(second)
-        fourth = trunk.layer4(third)
-        return {"2": self.heads["2"](F.avg_pool2d(second, 3, 1, 1)), "3": self.heads["3"](third),
-                "4": self.heads["4"](fourth.mean((2, 3), keepdim=True))}
+    def forward(self, images: torch.Tensor) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        trunk, maps = self.trunk, {}
+        x = trunk.maxpool(trunk.relu(trunk.bn1(trunk.conv1(images))))
+        for level in "1234":
+            maps[level] = x = getattr(trunk, f"layer{level}")(x)
+        maps["4"] = maps["4"].mean((2, 3), keepdim=True)
+        return tuple({level: head(maps[level]).float() for level, head in heads.items()}
+                     for heads in (self.namers, self.finders))
 
 
-def losses(outputs: dict[str, torch.Tensor], batch: Batch) -> dict[str, torch.Tensor]:
-    """Cross-entropy per level; a place counts for both pictures of the mosaic by the area each has of it."""
-    result = {}
-    for level, logits in outputs.items():
-        share = F.adaptive_avg_pool2d(batch.mask, logits.shape[-2:])[:, 0]
-        likely = logits.log_softmax(1)
-        first, second = (likely.gather(1, labels[:, None, None, None].expand(-1, 1, *likely.shape[2:]))[:, 0]
-                         for labels in (batch.first, batch.second))
-        result[level] = -(share * first + (1 - share) * second).mean()
-    return result
+def _head(channels: int, out: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(channels, 256, 1, bias=False), nn.BatchNorm2d(256), nn.ReLU(),
+                         nn.Conv2d(256, out, 1))
+
+
+def naming_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Cross-entropy of logits (B, classes, h, w); a place counts for both classes of a mosaic by the area of each."""
+    share = F.adaptive_avg_pool2d(batch.mask, logits.shape[-2:])[:, 0]
+    likely = logits.log_softmax(1)
+    first, second = (likely.gather(1, labels[:, None, None, None].expand(-1, 1, *likely.shape[2:]))[:, 0]
+                     for labels in (batch.first, batch.second))
+    return -(share * first + (1 - share) * second).mean()
+
+
+def finding_loss(descriptors: torch.Tensor, batch: Batch, places: int, generator: torch.Generator) -> torch.Tensor:
+    """Cross-entropy of finding the same place among `places` of the whole batch, in both directions (InfoNCE).
+
+    descriptors (B, D, h, w), first views before second ones; temperature 0.1. Places that the first view does not show
+    are left out.
+    """
+    (one, two), (h, w) = descriptors.chunk(2), descriptors.shape[-2:]
+    grid = F.affine_grid(batch.warp, (len(two), 1, h, w), align_corners=False)      # of the second view, in the first
+    inside = grid.abs().amax(-1) < 1 - 1 / h
+    one = F.grid_sample(one, grid, align_corners=False).movedim(1, -1)[inside]
+    two = two.movedim(1, -1)[inside]
+    chosen = torch.randperm(len(two), generator=generator, device=two.device)[:places]
+    likeness = F.normalize(one[chosen], dim=1) @ F.normalize(two[chosen], dim=1).T / 0.1
+    right = torch.arange(len(chosen), device=two.device)
+    return (F.cross_entropy(likeness, right) + F.cross_entropy(likeness.T, right)) / 2
 
 
 def train(recipe: Recipe, out: Path, *, device: str = "cpu", threads: int | None = None, every: int = 200,
@@ -102,7 +137,7 @@ def train(recipe: Recipe, out: Path, *, device: str = "cpu", threads: int | None
         torch.manual_seed(recipe.seed)
         network = Network(recipe.classes)
     network = network.to(device, memory_format=torch.channels_last).train()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.rate, weight_decay=recipe.decay)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.rate, weight_decay=recipe.decay, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, recipe.rate, total_steps=recipe.steps, pct_start=min(0.3, 150 / recipe.steps))
     state = {"network": network, "optimizer": optimizer, "schedule": schedule}
@@ -110,7 +145,12 @@ def train(recipe: Recipe, out: Path, *, device: str = "cpu", threads: int | None
     began, recent = time.perf_counter() - seconds, {}
     for step in range(done, min(recipe.steps, done + (limit or recipe.steps))):
         batch = stream[step]
-        parts = losses(network(batch.images.contiguous(memory_format=torch.channels_last)), batch)
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+            logits, descriptors = network(batch.images.contiguous(memory_format=torch.channels_last))
+        generator = torch.Generator(device).manual_seed((recipe.seed << 32) + step + 1)
+        parts = {f"naming {level}": naming_loss(values, batch) for level, values in logits.items()}
+        parts |= {f"finding {level}": recipe.finding * finding_loss(values, batch, recipe.places, generator)
+                  for level, values in descriptors.items()}
         optimizer.zero_grad()
         sum(parts.values()).backward()
         optimizer.step()
@@ -118,9 +158,11 @@ def train(recipe: Recipe, out: Path, *, device: str = "cpu", threads: int | None
         done = step + 1
         for level, part in parts.items():
             recent[level] = 0.98 * recent.get(level, part.item()) + 0.02 * part.item()
+        if not all(math.isfinite(value) for value in recent.values()):
+            raise RecipeError(f"step {done}: the loss is not finite ({recent}); a lower rate may help")
         if done % 50 == 0:
-            log.info("step %d of %d, %.0f s, loss at level %s", done, recipe.steps, time.perf_counter() - began,
-                     ", ".join(f"{level}: {value:.3f}" for level, value in recent.items()))
+            log.info("step %d of %d, %.0f s, loss of %s", done, recipe.steps, time.perf_counter() - began,
+                     ", ".join(f"{level} {value:.3f}" for level, value in recent.items()))
         if done % every == 0 or done == recipe.steps:
             _save(checkpoint, recipe, state, done, time.perf_counter() - began)
     if done < recipe.steps:
@@ -141,7 +183,7 @@ def accuracy(network: Network, stream: Stream, batches: int = 20) -> dict[str, f
     right = {}
     for index in range(batches):
         batch = stream.batch_of(UNSEEN + index, mosaics=False)
-        for level, logits in network(batch.images).items():
+        for level, logits in network(batch.images)[0].items():
             right.setdefault(level, []).append((logits.mean((2, 3)).argmax(1) == batch.first).float().mean().item())
     return {level: round(sum(values) / len(values), 4) for level, values in right.items()}
 

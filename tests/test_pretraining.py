@@ -1,5 +1,6 @@
 """The pictures made by formula, and a shortened run of the training on them."""
 
+import dataclasses
 import inspect
 import json
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from pretraining import formulas, training
+from pretraining import formulas, stream, training
 from pretraining.__main__ import main
 from pretraining.formulas import FAMILIES, NUMBERS, Canvas
 from pretraining.stream import Stream
@@ -55,42 +56,87 @@ def test_pick_takes_by_picture():
 
 def test_a_batch_is_a_function_of_seed_and_number():
     one, again, other = (Stream(24, 32, 4, seed)[index] for seed, index in ((0, 3), (0, 3), (0, 4)))
-    assert torch.equal(one.images, again.images) and torch.equal(one.mask, again.mask)
-    assert torch.equal(one.first, again.first) and torch.equal(one.second, again.second)
+    for name in ("images", "mask", "first", "second", "warp"):
+        assert torch.equal(getattr(one, name), getattr(again, name)), name
     assert not torch.equal(one.images, other.images)
     assert not torch.equal(one.images, Stream(24, 32, 4, 1)[3].images)
 
 
-def test_a_mosaic_shows_first_where_the_mask_is_one():
-    """Without camera and with one colour per class, the picture says which class shows where."""
-    stream = Stream(24, 32, 24, 0)
-    stream.render = lambda labels, generator: labels[:, None, None, None].expand(-1, 3, 32, 32) / 24
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pretraining.stream._photograph", lambda images, generator: images)
-        batch = stream[0]
-    shown = torch.where(batch.mask > 0.5, batch.first[:, None, None, None], batch.second[:, None, None, None])
+@pytest.fixture
+def no_camera(monkeypatch):
+    """Views that differ by their warp alone, in plain values of 0 to 1."""
+    monkeypatch.setattr(stream, "_photograph", lambda images, camera, generator: images)
+    monkeypatch.setattr(stream, "IMAGENET_MEAN", (0, 0, 0))
+    monkeypatch.setattr(stream, "IMAGENET_STD", (1, 1, 1))
+
+
+def test_a_mosaic_shows_first_where_the_mask_is_one(no_camera):
+    """With one colour per class, a picture says which class shows where; first views are plain crops."""
+    pictures = Stream(24, 32, 24, 0)
+    pictures.render = lambda labels, side, generator: labels[:, None, None, None].expand(-1, 3, side, side) / 24
+    batch = pictures[0]
+    shown = torch.lerp(batch.second[:, None, None, None].float(), batch.first[:, None, None, None].float(), batch.mask)
     assert torch.allclose(batch.images, (shown / 24).expand_as(batch.images), atol=1e-5)
-    assert 0.3 < batch.mask.mean() < 0.9 and set(batch.mask.unique().tolist()) == {0.0, 1.0}
-    whole = stream.batch_of(0, mosaics=False)
-    assert whole.mask.min() == 1 and torch.equal(whole.first, batch.first)
+    assert 0.3 < batch.mask.mean() < 0.9 and set(batch.mask[:12].unique().tolist()) == {0.0, 1.0}
+    whole = pictures.batch_of(0, mosaics=False)
+    assert whole.mask.min() > 0.999 and torch.equal(whole.first, batch.first)
 
 
-def test_the_loss_is_cross_entropy_where_a_picture_is_whole():
+def test_warp_takes_the_second_view_to_the_first(no_camera):
+    """Where the first view shows a place of the second, both show the same."""
+    batch = Stream(24, 64, 8, 0).batch_of(1, mosaics=False)
+    one, two = batch.images.chunk(2)
+    smooth = torch.nn.functional.avg_pool2d
+    grid = torch.nn.functional.affine_grid(batch.warp, list(one.shape), align_corners=False)
+    inside = (grid.abs().amax(-1) < 0.9)[:, None].expand_as(one)
+    found = torch.nn.functional.grid_sample(one, grid, align_corners=False)
+    apart = {name: (smooth(x, 3, 1, 1) - smooth(two, 3, 1, 1))[inside].abs().mean() for name, x in
+             (("warped", found), ("not warped", one))}
+    assert apart["warped"] < 0.1 * apart["not warped"], apart
+    assert torch.equal(batch.first[:4], batch.first[4:])
+
+
+def test_views_of_a_scene_differ_less_than_scenes():
+    one, two = Stream(24, 32, 32, 0)[0].images.mean((2, 3)).chunk(2)
+    assert (one - two).abs().mean() < 0.3 * (one - two.roll(1, 0)).abs().mean()
+
+
+def test_naming_is_cross_entropy_where_a_picture_is_whole():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(4, 24, 2, 2, generator=generator)
-    batch = Stream(24, 32, 4, 0).batch_of(0, mosaics=False)
+    batch = dataclasses.replace(Stream(24, 32, 4, 0)[0], mask=torch.ones(4, 1, 32, 32))
     expected = torch.nn.functional.cross_entropy(logits, batch.first[:, None, None].expand(-1, 2, 2))
-    assert torch.isclose(training.losses({"3": logits}, batch)["3"], expected)
+    assert torch.isclose(training.naming_loss(logits, batch), expected)
 
 
-def test_the_loss_weighs_the_two_pictures_of_a_mosaic_by_area():
-    batch = Stream(24, 32, 2, 0)[0]
-    batch.mask[:] = 0
-    batch.mask[..., :8] = 1                 # a quarter of the picture
+def test_naming_weighs_the_two_pictures_of_a_mosaic_by_area():
+    mask = torch.zeros(2, 1, 32, 32)
+    mask[..., :8] = 1                       # a quarter of the picture
+    batch = dataclasses.replace(Stream(24, 32, 2, 0)[0], mask=mask, second=torch.tensor([3, 4]))
     logits = torch.randn(2, 24, 1, 1, generator=torch.Generator().manual_seed(0))
     first, second = (torch.nn.functional.cross_entropy(logits[:, :, 0, 0], labels)
                      for labels in (batch.first, batch.second))
-    assert torch.isclose(training.losses({"4": logits}, batch)["4"], 0.25 * first + 0.75 * second)
+    assert torch.isclose(training.naming_loss(logits, batch), 0.25 * first + 0.75 * second)
+
+
+def test_finding_equals_a_plain_loop():
+    """Views that do not differ: 2 scenes, the inner 2 x 2 of 4 x 4 places (those on the rim are left out)."""
+    generator = torch.Generator().manual_seed(0)
+    still = torch.eye(2, 3)[None].repeat(2, 1, 1)
+    batch = dataclasses.replace(Stream(24, 32, 4, 0)[0], warp=still)
+    one, two = torch.randn(2, 2, 5, 4, 4, generator=generator)
+    places = [(n, y, x) for n in range(2) for y in (1, 2) for x in (1, 2)]
+
+    def unit(views, n, y, x):
+        return views[n, :, y, x] / views[n, :, y, x].norm()
+    expected = 0
+    for place in places:
+        for here, there in ((one, two), (two, one)):
+            likeness = torch.stack([unit(here, *place) @ unit(there, *other) / 0.1 for other in places])
+            expected += (likeness.logsumexp(0) - likeness[places.index(place)]) / (2 * len(places))
+    found = training.finding_loss(torch.cat([one, two]), batch, 1000, generator)
+    assert torch.isclose(found, expected, rtol=1e-4)
+    assert training.finding_loss(torch.cat([one, one]), batch, 1000, generator) < found
 
 
 def test_shortened_training_makes_a_file_the_library_loads(tmp_path, capsys):
@@ -133,7 +179,8 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path, capsys):
 
 @pytest.mark.parametrize(("options", "message"), [
     (["--every=0"], "every=0"), (["--threads=-1"], "threads=-1"), (["--device=abacus"], "device=abacus"),
-    (["--steps=1"], "steps=1"), (["--side=16"], "side=16"), (["--classes=25"], "multiple of 12")])
+    (["--steps=1"], "steps=1"), (["--side=16"], "side=16"), (["--classes=25"], "multiple of 12"),
+    (["--batch=7"], "batch=7"), (["--precision=half"], "precision=half"), (["--rate=1e30"], "not finite")])
 def test_wrong_options_are_named(tmp_path, capsys, options, message):
     assert main([str(tmp_path / "w.safetensors"), *TINY_OPTIONS, *options]) == 2
     assert message in capsys.readouterr().err
