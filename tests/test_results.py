@@ -13,6 +13,15 @@ SUBJECT = {"method": "patchcore", "category": "pad", "seed": 0, "weights": {"sou
            "preprocess": {"image_size": 256, "crop": None}, "data": "0123"}
 
 
+SHIPPED = paths.published
+
+
+@pytest.fixture(autouse=True)
+def own_published(monkeypatch):
+    """No row that ships with the project, but as near to the own ones as it lies in a checkout."""
+    monkeypatch.setattr(paths, "published", lambda: paths.results() / "published")
+
+
 def changed(path, value):
     """SUBJECT with the entry at "a.b" replaced."""
     subject = json.loads(json.dumps(SUBJECT))
@@ -116,8 +125,8 @@ def test_load_all_flattens_and_tells_own_from_published():
     results.save("auroc", SUBJECT, {"image_auroc": 0.5})
     results.save("auroc", changed("seed", 1), {"image_auroc": 0.6})
     moved = next(paths.results().glob("*-s1-*.json"))
-    (paths.results() / "published").mkdir()
-    moved.rename(paths.results() / "published" / moved.name)
+    paths.published().mkdir(parents=True)
+    moved.rename(paths.published() / moved.name)
     rows = results.load_all().set_index("seed")
     assert rows.loc[0, ["origin", "image_auroc"]].tolist() == ["own", 0.5]
     assert rows.loc[1, ["origin", "image_auroc"]].tolist() == ["published", 0.6]
@@ -128,8 +137,8 @@ def test_load_all_flattens_and_tells_own_from_published():
 def test_published_rows_are_not_taken_for_measured_ones():
     row = results.save("auroc", SUBJECT, {})
     (file,) = paths.results().glob("*.json")
-    (paths.results() / "published").mkdir()
-    file.rename(paths.results() / "published" / file.name)
+    paths.published().mkdir(parents=True)
+    file.rename(paths.published() / file.name)
     assert results.find("auroc", SUBJECT) is None
     assert results.load_all().iloc[0]["id"] == row["id"]
 
@@ -159,3 +168,10 @@ def test_a_checkout_in_a_folder_called_published_owns_its_rows(tmp_path, monkeyp
     monkeypatch.setenv("THESIS_OUTPUTS", str(tmp_path / "published" / "outputs"))
     results.save("auroc", SUBJECT, {})
     assert results.load_all()["origin"].tolist() == ["own"]
+
+
+def test_rows_of_the_project_stay_when_outputs_move(monkeypatch):
+    monkeypatch.setattr(paths, "published", SHIPPED)
+    rows = results.load_all()
+    assert len(rows) and set(rows["origin"]) == {"published"}
+    assert {"screw", "elpv_mono"} <= set(rows["category"])

@@ -30,8 +30,13 @@ def demo_data() -> Path:
 
 
 def results() -> Path:
-    """Rows measured on this machine; the rows shipped with the project lie in its folder `published`."""
+    """Rows measured on this machine."""
     return outputs() / "results"
+
+
+def published() -> Path:
+    """Rows that ship with the project; they stay where they are when THESIS_OUTPUTS moves the rest."""
+    return root() / "outputs" / "results" / "published"
 
 
 def rendered() -> Path:

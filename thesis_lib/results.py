@@ -36,16 +36,14 @@ def save(kind: str, subject: dict, values: dict) -> dict:
     return json.loads(text)         # exactly what `find` will give back
 
 
-def load_all(folder: Path | None = None) -> pd.DataFrame:
-    """All rows below outputs/results, one line each, nested facts as `parameters.layers`; `origin` tells own rows
-    from those published with the project. Raises ValueError naming a file that is no row.
+def load_all() -> pd.DataFrame:
+    """All rows measured here and those published with the project, one line each, nested facts as `parameters.layers`;
+    `origin` is own or published. Raises ValueError naming a file that is no row.
     """
-    folder = folder or paths.results()
-    rows = []
-    for file in sorted(folder.rglob("*.json")):
-        published = "published" in file.relative_to(folder).parts
-        rows.append(_read(file) | {"origin": "published" if published else "own"})
-    return pd.json_normalize(rows)
+    published = paths.published()
+    own = [file for file in sorted(paths.results().rglob("*.json")) if published not in file.parents]
+    return pd.json_normalize([_read(file) | {"origin": "own"} for file in own]
+                             + [_read(file) | {"origin": "published"} for file in sorted(published.glob("*.json"))])
 
 
 def write_atomically(path: Path, text: str) -> None:
