@@ -30,7 +30,7 @@ OTHER = {"patchcore": {
     "padim": {
     "seed": (1, {}), "backbone": ("resnet34", {}), "layers": ((2,), {}), "weights": (None, {}),
     "embedding": ("avg_k3_s2_p1", {}), "join": ("interpolate", {"layers": (1, 2)}), "channels": (9, {}),
-    "eps": (0.1, {}), "memory_limit_gb": (3.0, {})}}
+    "eps": (0.1, {}), "sigma": (0.0, {}), "memory_limit_gb": (3.0, {})}}
 CASES = [(name, parameter) for name, others in OTHER.items() for parameter in others
          if parameter != "weights"]
 

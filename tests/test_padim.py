@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
 from thesis_lib import data, evaluation, metrics
 from thesis_lib.memory import MemoryLimitError
@@ -30,7 +31,7 @@ def oracle(collected, patches, channels, eps):
 @pytest.mark.parametrize("parameters", [{}, {"channels": 100}, {"channels": 33, "eps": 1.0}, {"channels": 1}])
 def test_equals_the_formula_in_float64(pad, small, parameters):
     """Thesis sec. 2.7.1; also the AUROC, which must agree to 1e-3."""
-    detector = make(embedding="avg_k3_s2_p1", **parameters)        # 8x8 positions: the oracle is slow
+    detector = make(embedding="avg_k3_s2_p1", sigma=0.0, **parameters)        # 8x8 positions: the oracle is slow
     collected = detector.collect_nominal(data.Pictures(pad.train, small))
     detector.learn(collected)
     test = next(iter(data.Pictures(pad.test, small)))
@@ -43,6 +44,14 @@ def test_equals_the_formula_in_float64(pad, small, parameters):
     np.testing.assert_allclose(prediction.score, exact.max(axis=1), rtol=1e-3)
     by_hand = metrics.image_auroc(pad.labels, exact.max(axis=1))
     assert metrics.image_auroc(pad.labels, prediction.score.double().numpy()) == pytest.approx(by_hand, abs=1e-3)
+
+
+@pytest.mark.parametrize("sigma", [0.0, 1.0, 2.5])
+def test_score_is_the_maximum_of_the_smoothed_map(pad, small, sigma):
+    prediction = make(channels=20, sigma=sigma).fit(data.Pictures(pad.train, small)).predict(
+        next(iter(data.Pictures(pad.test, small))))
+    smooth = [gaussian_filter(heat.numpy(), sigma).max() for heat in prediction.map]
+    np.testing.assert_allclose(prediction.score, smooth, rtol=1e-5)
 
 
 def test_one_channel_by_hand():
@@ -104,7 +113,7 @@ def test_a_pooled_embedding_has_fewer_positions(pad, small):
 @pytest.mark.parametrize(("parameters", "message"), [
     ({"backbone": "resnet50"}, "backbone='resnet50'"), ({"layers": (0,)}, "layers=0"), ({"channels": 0}, "channels=0"),
     ({"embedding": "avg"}, "embedding='avg'"), ({"join": "no"}, "join='no'"), ({"eps": 0.0}, "eps=0.0.*above 0"),
-    ({"eps": float("nan")}, "eps=nan")])
+    ({"eps": float("nan")}, "eps=nan"), ({"sigma": -1.0}, "sigma=-1.0")])
 def test_wrong_values_are_refused_at_once(parameters, message):
     with pytest.raises(ValueError, match=message):
         make(**parameters)

@@ -38,7 +38,12 @@ class Prediction:
     def full_map(self, side: int, sigma: float = 4.0) -> torch.Tensor:
         """(B, side, side): bilinear, then a Gaussian of sigma pixels, as the official PatchCore code does."""
         full = F.interpolate(self.map[:, None], (side, side), mode="bilinear", align_corners=False)[:, 0]
-        return torch.from_numpy(gaussian_filter(full.numpy(), (0, sigma, sigma))) if sigma else full
+        return blur(full, sigma)
+
+
+def blur(maps: torch.Tensor, sigma: float) -> torch.Tensor:
+    """maps (B, h, w) after a Gaussian of sigma positions within each; 0 changes nothing."""
+    return torch.from_numpy(gaussian_filter(maps.numpy(), (0, sigma, sigma))) if sigma else maps
 
 
 def parameter(default: Any, help: str, *, identity: bool = True, features: bool = False) -> Any:

@@ -1,8 +1,9 @@
 """PaDiM: the Mahalanobis distance of each patch to a Gaussian of its own position in the picture.
 
 Source: Defard et al. 2021 (arXiv 2011.08785); thesis sec. 2.7. Differs from the paper: a deeper level reaches the
-finest grid by repetition, and the score is the maximum of the raw map, as the formula says; only the full map is
-smoothed.  Letters: N training pictures, B pictures, P positions, D all channels, d channels kept.
+finest grid by repetition, and the map is smoothed on that grid (1 position = the paper's 4 pixels) before its maximum.
+The thesis' formula has no smoothing: sigma=0.
+Letters: N training pictures, B pictures, P positions, D all channels, d channels kept.
 """
 
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import torch
 
 from thesis_lib import backbones, embedding, memory
 from thesis_lib.embedding import Patches
-from thesis_lib.methods.base import Detector, Prediction, parameter
+from thesis_lib.methods.base import Detector, Prediction, blur, parameter
 from thesis_lib.progress import track
 
 PANEL = 32              # rows of the factor kept together: what lies above the diagonal is stored only within them
@@ -31,6 +32,7 @@ class PaDiM(Detector):
     join: str = parameter("repeat", "how a deeper level reaches the finest grid: repeat or interpolate", features=True)
     channels: int | None = parameter(100, "channels kept, drawn by the seed; none keeps all, and nothing is random")
     eps: float = parameter(0.01, "added to the diagonal of every covariance")
+    sigma: float = parameter(1.0, "positions of the Gaussian over the map before its maximum is the score; 0 for none")
     memory_limit_gb: float | None = parameter(None, "refuse above it; none is 3/4 of the memory", identity=False)
 
     name: ClassVar[str] = "padim"
@@ -44,6 +46,8 @@ class PaDiM(Detector):
         if not self.eps > 0:
             raise ValueError(f"eps={self.eps}: needs a number above 0; with fewer pictures than channels the "
                              "covariance has no inverse without it")
+        if not self.sigma >= 0:
+            raise ValueError(f"sigma={self.sigma}: needs 0 or more")
 
     @property
     def seeded(self):
@@ -54,7 +58,7 @@ class PaDiM(Detector):
         factor = self._learned("factor_")
         return {"extraction": self.backbone_, "embedding": embedding.parse(self.embedding, self.join),
                 "search": lambda patches: distances(self._deviations(patches), factor).unflatten(1, self.grid_),
-                "score": lambda heat: Prediction(heat.flatten(1).amax(dim=1), heat)}
+                "score": lambda heat: Prediction(blur(heat, self.sigma).flatten(1).amax(dim=1), heat)}
 
     def collect(self, images) -> np.ndarray:
         """All channels of all positions (N, P, D) float32, in an unnamed file on disk, whatever the seed keeps."""
