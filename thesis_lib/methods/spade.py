@@ -78,16 +78,20 @@ class SPADE(Detector):
         The gallery holds all positions of the training pictures retrieved, pictures (B, K). It is searched picture
         by picture, which gives the same neighbours and never needs its K*P*D numbers at once.
         """
-        tests, grid = self._patches(features)                                       # (B, P, D)
+        tests, grid = self.patches(features)                                       # (B, P, D)
         kappa, maps = min(self.kappa, tests.shape[1]), []
         for test, nearest in zip(tests, pictures.tolist(), strict=True):
-            found = [self._engine().fit(self._patches(self._stored(picture)).vectors[0]).query(test, kappa)[0]
+            found = [self._engine().fit(self.patches(self._stored(picture)).vectors[0]).query(test, kappa)[0]
                      for picture in nearest]                                        # K times (P, kappa)
             best = torch.cat(found, dim=1)
             if self.kappa > best.shape[1]:
                 raise ValueError(f"kappa={self.kappa}: the gallery of k={self.k} pictures has {best.shape[1]} patches")
             maps.append(best.topk(self.kappa, dim=1, largest=False).values.mean(dim=1).unflatten(0, grid))
         return torch.stack(maps)
+
+    def patches(self, features: Features) -> Patches:
+        """Patches of the pixel stage (B, P, D) from the feature maps of a batch."""
+        return embedding.parse(self.embedding, self.join)({level: features[level] for level in self.layers})
 
     def collect(self, images) -> np.ndarray:
         """Pooled vector and feature maps of each picture in one row (N, F) float32, in an unnamed file on disk."""
@@ -126,9 +130,6 @@ class SPADE(Detector):
 
     def _pool(self, features: Features) -> Pooled:
         return Pooled(features[self.pooled].mean(dim=(2, 3)), features)
-
-    def _patches(self, features: Features) -> Patches:
-        return embedding.parse(self.embedding, self.join)({level: features[level] for level in self.layers})
 
     def _stored(self, picture: int) -> Features:
         """Feature maps {level: (1, C, h, w)} of one training picture."""
