@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 from sklearn.exceptions import NotFittedError
 
-from thesis_lib import backbones, data, search
+from thesis_lib import backbones, data, evaluation, search
 from thesis_lib.memory import MemoryLimitError
 from thesis_lib.methods import METHODS, Detector, PatchCore, Prediction
 
@@ -355,6 +355,13 @@ def test_fit_takes_training_pictures(name, pad, small):
 def test_fit_of_nothing_is_refused(name):
     with pytest.raises(ValueError, match="no pictures"):
         make(name).fit([])
+
+
+def test_evaluation_and_timing_take_it(name, pad, small):
+    rows = evaluation.evaluate(make(name), pad, small, seeds=2)
+    assert len(rows) == 1 + make(name).seeded and rows["image_auroc"].between(0, 1).all()
+    row = evaluation.measure_time(make(name), pad, small, pictures=1, warmup=0, repeats=1)
+    assert row["stages"] == ["extraction", "embedding", "search", "score"], "the names that tables and figures know"
 
 
 def test_global_random_states_stay(name):
