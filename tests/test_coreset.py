@@ -7,6 +7,7 @@ import psutil
 import pytest
 
 from thesis_lib import coreset
+from thesis_lib.memory import MemoryLimitError
 
 
 def gaussian(n=60, dim=8, seed=0):
@@ -122,12 +123,12 @@ def test_select_refuses_an_unknown_method():
 
 def test_memory_limit_names_all_sizes():
     assert coreset.check_memory(1_000_000, 99, None) == pytest.approx(0.8)
-    with pytest.raises(coreset.MemoryLimitError, match=r"1000000 .* dimension 99 need 0.80 GB.* 0.79 GB"):
+    with pytest.raises(MemoryLimitError, match=r"1000000 .* dimension 99 need 0.80 GB.* 0.79 GB"):
         coreset.check_memory(1_000_000, 99, 0.79)
 
 
 def test_memory_limit_defaults_to_three_quarters_of_the_machine():
     gigabytes = psutil.virtual_memory().total / 1e9
     coreset.check_memory(int(0.7e9 * gigabytes / 800), 99, None)
-    with pytest.raises(coreset.MemoryLimitError):
+    with pytest.raises(MemoryLimitError):
         coreset.check_memory(int(0.8e9 * gigabytes / 800), 99, None)

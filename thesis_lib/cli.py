@@ -94,11 +94,12 @@ def _measuring_options(parser: argparse.ArgumentParser, fields, timing: bool) ->
     parser.add_argument("--pictures", type=int, default=5 if timing else 0,
                         help="pictures to time" + ("" if timing else "; 0 times none"))
     if timing:
-        parser.add_argument("--seed", type=int, default=0, help="seed of the memory bank")
+        parser.add_argument("--seed", type=int, default=0, help="seed of what is random in fit")
         parser.add_argument("--warmup", type=int, default=3, help="untimed passes per picture")
         parser.add_argument("--repeats", type=int, default=5, help="timed passes per picture")
     else:
-        parser.add_argument("--seeds", type=int, default=5, help="memory banks, from the same features")
+        parser.add_argument("--seeds", type=int, default=5, help="memory banks or draws of channels, from the same "
+                            "features; where nothing is random one is measured whatever is asked")
         parser.add_argument("--test-pictures", type=int, default=0, help="use only so many, evenly spaced; 0 is all")
     parser.add_argument("--force", action="store_true", help="measure again although a stored row is there")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")

@@ -8,19 +8,15 @@ import logging
 import math
 
 import numpy as np
-import psutil
 import torch
 
+from thesis_lib import memory
 from thesis_lib.progress import track
 from thesis_lib.search import Faiss
 
 BLOCK = 65_536          # rows read at a time
 METHODS = ("greedy", "random")
 log = logging.getLogger("thesis_lib")
-
-
-class MemoryLimitError(ValueError):
-    """The work would not fit; the message gives the sizes and the ways out."""
 
 
 def size(bank: int | str, n: int) -> int:
@@ -40,13 +36,8 @@ def check_memory(n: int, dim: int, limit_gb: float | None) -> float:
 
     limit_gb None means three quarters of this machine's memory.
     """
-    needed = n * (2 * dim + 2) * 4 / 1e9
-    limit = psutil.virtual_memory().total * 0.75 / 1e9 if limit_gb is None else limit_gb
-    if needed > limit:
-        raise MemoryLimitError(
-            f"{n} patches of dimension {dim} need {needed:.2f} GB, the limit is {limit:.2f} GB; use fewer pictures, "
-            "a deeper level or a pooling stride, a smaller d, or raise memory_limit_gb")
-    return needed
+    return memory.check(n * (2 * dim + 2) * 4 / 1e9, limit_gb, f"{n} patches of dimension {dim}",
+                        "use fewer pictures, a deeper level or a pooling stride, a smaller d")
 
 
 def select(features: np.ndarray, rows: int, *, method: str = "greedy", seed: int = 0,

@@ -11,7 +11,7 @@ from sklearn.exceptions import NotFittedError
 
 from thesis_lib import backbones, metrics, results, timing
 from thesis_lib.data import Category, Pictures, Preprocess
-from thesis_lib.methods.base import Detector
+from thesis_lib.methods.base import Detector, Prediction
 from thesis_lib.progress import track
 from thesis_lib.stamp import stamp
 
@@ -29,12 +29,16 @@ def evaluate(detector: Detector, category: Category, preprocess: Preprocess, *, 
 
 def evaluate_many(detectors: Mapping[str, Detector], category: Category, preprocess: Preprocess, *,
                   seeds: Sequence[int] | int = 5, batch_size: int = 8, force: bool = False) -> dict[str, pd.DataFrame]:
-    """`evaluate` for several detectors; those with the same features (backbone, embedding) extract them once."""
+    """`evaluate` for several detectors; those with the same features (backbone, embedding) extract them once.
+
+    A detector without anything random gets one row, that of the first seed: the others would be the same.
+    """
     seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     if not seeds:
         raise ValueError("seeds: needs at least one")
-    subjects = {(name, seed): subject(detector, category, preprocess, seed=seed)
-                for name, detector in detectors.items() for seed in seeds}
+    wanted = {name: seeds if detector.seeded else seeds[:1] for name, detector in detectors.items()}
+    subjects = {(name, seed): subject(detectors[name], category, preprocess, seed=seed)
+                for name in detectors for seed in wanted[name]}
     rows = {} if force else {key: row for key, about in subjects.items() if (row := results.find("auroc", about))}
     groups = {}
     for name, seed in subjects:
@@ -45,7 +49,7 @@ def evaluate_many(detectors: Mapping[str, Detector], category: Category, preproc
     for keys in groups.values():
         for key, values in _measure(detectors, keys, category, preprocess, batch_size):
             rows[key] = results.save("auroc", subjects[key], values)
-    return {name: pd.json_normalize([rows[name, seed] for seed in seeds]) for name in detectors}
+    return {name: pd.json_normalize([rows[name, seed] for seed in wanted[name]]) for name in detectors}
 
 
 def measure_time(detector: Detector, category: Category, preprocess: Preprocess, *, pictures: int = 5,
@@ -139,8 +143,8 @@ def _score(fitted: dict, pictures: Pictures, with_maps: bool) -> tuple[dict, dic
             for stage in stages[key][shared:]:
                 x = stage(x)
             scores[key].append(x.score.double())
-            if with_maps:
-                predictions.setdefault(key, []).append(x)
+            if with_maps:       # worked out now, so that what a late map needs can go
+                predictions.setdefault(key, []).append(Prediction(x.score, x.map))
     return {key: torch.cat(values).numpy() for key, values in scores.items()}, predictions
 
 

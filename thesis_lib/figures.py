@@ -72,7 +72,8 @@ def _stage_panel(axis, title: str, table: pd.DataFrame) -> None:
     for ax in (axis, second):
         ax.spines[["right"]].set_visible(False)
     handles = [item for ax in (axis, second) for item in ax.get_legend_handles_labels()[0]]
-    axis.legend(handles, [*stages, *aurocs], fontsize=7, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.18))
+    below = -0.9 / len(table)      # in heights of the axes, which grow with the bars: always below the axis' label
+    axis.legend(handles, [*stages, *aurocs], fontsize=7, ncols=3, loc="upper center", bbox_to_anchor=(0.5, below))
 
 
 def roc(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]]) -> Figure:

@@ -1,8 +1,10 @@
 """The detectors by name."""
 
 from thesis_lib.methods.base import Detector, Prediction
+from thesis_lib.methods.padim import PaDiM
 from thesis_lib.methods.patchcore import PatchCore
+from thesis_lib.methods.spade import SPADE
 
-METHODS: dict[str, type[Detector]] = {method.name: method for method in (PatchCore,)}
+METHODS: dict[str, type[Detector]] = {method.name: method for method in (PatchCore, SPADE, PaDiM)}
 
-__all__ = ["METHODS", "Detector", "PatchCore", "Prediction"]
+__all__ = ["METHODS", "SPADE", "Detector", "PaDiM", "PatchCore", "Prediction"]

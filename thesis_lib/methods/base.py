@@ -7,8 +7,9 @@ stages, the timing harness walks them with a clock, the evaluation reuses the fi
 import copy
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,18 +20,30 @@ import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 from sklearn.exceptions import NotFittedError
 
+from thesis_lib.progress import track
+
 FORMAT = "1"            # of saved detectors
 
 
 @dataclass(frozen=True)
 class Prediction:
     score: torch.Tensor             # (B,) higher is more anomalous
-    map: torch.Tensor               # (B, h, w) at grid resolution
+    located: torch.Tensor | Callable[[], torch.Tensor]      # the map, or what works it out when it is asked for
+
+    @cached_property
+    def map(self) -> torch.Tensor:
+        """(B, h, w) at grid resolution. The thesis times no segmentation, so a method may leave it until now."""
+        return self.located() if callable(self.located) else self.located
 
     def full_map(self, side: int, sigma: float = 4.0) -> torch.Tensor:
         """(B, side, side): bilinear, then a Gaussian of sigma pixels, as the official PatchCore code does."""
         full = F.interpolate(self.map[:, None], (side, side), mode="bilinear", align_corners=False)[:, 0]
-        return torch.from_numpy(gaussian_filter(full.numpy(), (0, sigma, sigma))) if sigma else full
+        return blur(full, sigma)
+
+
+def blur(maps: torch.Tensor, sigma: float) -> torch.Tensor:
+    """maps (B, h, w) after a Gaussian of sigma positions within each; 0 changes nothing."""
+    return torch.from_numpy(gaussian_filter(maps.numpy(), (0, sigma, sigma))) if sigma else maps
 
 
 def parameter(default: Any, help: str, *, identity: bool = True, features: bool = False) -> Any:
@@ -55,6 +68,11 @@ class Detector:
     def stages(self) -> Mapping[str, Callable]:
         """Ordered name -> callable; each takes what the previous one returned, the last returns a Prediction."""
         raise NotImplementedError
+
+    @property
+    def seeded(self) -> bool:
+        """Whether the seed changes anything; where it does not, one evaluation says all."""
+        return True
 
     def collect(self, images: Iterable[torch.Tensor]) -> Any:
         """What fit learns from and the seed has no part in (features); images are batches (b, 3, H, W)."""
@@ -136,8 +154,20 @@ class Detector:
         detector.restore(state, json.loads(header["weights"]))
         return detector
 
+    def _features(self, images: Iterable[torch.Tensor]) -> Iterator[dict[int, torch.Tensor]]:
+        """Feature maps of batch after batch, with progress."""
+        batches = len(images) if hasattr(images, "__len__") else None
+        for batch in track(images, batches, "features"):
+            yield self.backbone_(batch)
+
     def _learned(self, attribute: str) -> Any:
         try:
             return self.__dict__[attribute]
         except KeyError:
             raise NotFittedError(f"{type(self).__name__} has learned nothing yet: call fit first") from None
+
+
+def one_of(name: str, value: str, known: Iterable[str]) -> None:
+    """ValueError that lists what is known, for a parameter with another value."""
+    if value not in known:
+        raise ValueError(f"{name}={value!r}: needs one of {', '.join(known)}")

@@ -5,16 +5,14 @@ sec. 3.5.2 on: pooled embedding and plain maximum. The paper's own parts are emb
 score="reweighted".  Letters: B images, P patches, D embedding, M bank rows.
 """
 
-import tempfile
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 import torch
 
-from thesis_lib import backbones, coreset, embedding, scoring, search
-from thesis_lib.methods.base import Detector, Prediction, parameter
-from thesis_lib.progress import track
+from thesis_lib import backbones, coreset, embedding, memory, scoring, search
+from thesis_lib.methods.base import Detector, Prediction, one_of, parameter
 
 
 @dataclass(kw_only=True)
@@ -45,10 +43,10 @@ class PatchCore(Detector):
         coreset.size(self.bank, 10**12)
         if str(self.bank).strip().isdigit():    # "1000" and 1000 are one configuration
             self.bank = int(self.bank)
-        _one_of("coreset", self.coreset, coreset.METHODS)
-        _one_of("search", self.search, search.ENGINES)
-        _one_of("distance", self.distance, search.DISTANCES)
-        _one_of("score", self.score, scoring.RULES)
+        one_of("coreset", self.coreset, coreset.METHODS)
+        one_of("search", self.search, search.ENGINES)
+        one_of("distance", self.distance, search.DISTANCES)
+        one_of("score", self.score, scoring.RULES)
         for name in ("projection", "search_threads"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name}={value}: needs at least 1, or none")
@@ -77,18 +75,17 @@ class PatchCore(Detector):
         """Patches of all pictures (N, D) float32, in an unnamed file on disk, so that memory stays bounded."""
         self.backbone_ = backbones.load(self.backbone, self.layers, self.weights)
         embed = embedding.parse(self.embedding, self.join)
-        batches, n, dim = len(images) if hasattr(images, "__len__") else None, 0, 0
-        expected = len(getattr(images, "samples", ()))                      # pictures, where known beforehand
-        with tempfile.TemporaryFile() as file:
-            for batch in track(images, batches, "features"):
-                vectors = embed(self.backbone_(batch)).vectors              # (b, P, D)
-                n, dim = n + vectors.shape[0] * vectors.shape[1], vectors.shape[2]
-                coreset.check_memory(max(n, expected * vectors.shape[1]), dim, self.memory_limit_gb)
-                file.write(vectors.numpy().data)
-            if not n:
-                raise ValueError("fit was given no pictures")
-            file.flush()
-            return np.memmap(file, dtype=np.float32, mode="r+", shape=(n, dim))
+        n, expected = 0, len(getattr(images, "samples", ()))                # pictures, where known beforehand
+
+        def patches():
+            nonlocal n
+            for features in self._features(images):
+                vectors = embed(features).vectors                           # (b, P, D)
+                n += vectors.shape[0] * vectors.shape[1]
+                coreset.check_memory(max(n, expected * vectors.shape[1]), vectors.shape[2], self.memory_limit_gb)
+                yield vectors.flatten(0, 1)
+
+        return memory.on_disk(patches())
 
     def learn(self, collected):
         rows = coreset.size(self.bank, len(collected))
@@ -109,8 +106,3 @@ class PatchCore(Detector):
     def _set_bank(self, bank: torch.Tensor) -> None:
         self.bank_ = bank                                                   # (M, D)
         self.search_ = search.ENGINES[self.search](self.distance, self.search_threads).fit(bank)
-
-
-def _one_of(name: str, value: str, known) -> None:
-    if value not in known:
-        raise ValueError(f"{name}={value!r}: needs one of {', '.join(known)}")

@@ -1,0 +1,156 @@
+"""PaDiM: the Mahalanobis distance of each patch to a Gaussian of its own position in the picture.
+
+Source: Defard et al. 2021 (arXiv 2011.08785); thesis sec. 2.7. Differs from the paper: a deeper level reaches the
+finest grid by repetition, and the map is smoothed on that grid (1 position = the paper's 4 pixels) before its maximum.
+The thesis' formula has no smoothing: sigma=0.
+Letters: N training pictures, B pictures, P positions, D all channels, d channels kept.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from thesis_lib import backbones, embedding, memory
+from thesis_lib.embedding import Patches
+from thesis_lib.methods.base import Detector, Prediction, blur, parameter
+from thesis_lib.progress import track
+
+PANEL = 32              # rows of the factor kept together: what lies above the diagonal is stored only within them
+WORKSPACE = 0.25        # GB of float64 that one block of positions may take while learning
+
+
+@dataclass(kw_only=True)
+class PaDiM(Detector):
+    backbone: str = parameter("resnet18", "network: " + ", ".join(backbones.NAMES), features=True)
+    layers: tuple[int, ...] = parameter((1, 2, 3), "levels whose feature maps are joined, 1 to 4", features=True)
+    weights: str = parameter("imagenet", "imagenet, random or a .safetensors file in torchvision's key names",
+                             features=True)
+    embedding: str = parameter("identity", "identity, or pooling such as avg_k3_s2_p1: fewer positions, less memory",
+                               features=True)
+    join: str = parameter("repeat", "how a deeper level reaches the finest grid: repeat or interpolate", features=True)
+    channels: int | None = parameter(100, "channels kept, drawn by the seed; none keeps all, and nothing is random")
+    eps: float = parameter(0.01, "added to the diagonal of every covariance")
+    sigma: float = parameter(1.0, "positions of the Gaussian over the map before its maximum is the score; 0 for none")
+    memory_limit_gb: float | None = parameter(None, "refuse above it; none is 3/4 of the memory", identity=False)
+
+    name: ClassVar[str] = "padim"
+    shared: ClassVar[tuple[str, ...]] = ("extraction", "embedding")
+
+    def __post_init__(self):
+        self.layers = backbones.check(self.backbone, self.layers)
+        embedding.parse(self.embedding, self.join)
+        if self.channels is not None and self.channels < 1:
+            raise ValueError(f"channels={self.channels}: needs at least 1, or none for all")
+        if not self.eps > 0:
+            raise ValueError(f"eps={self.eps}: needs a number above 0; with fewer pictures than channels the "
+                             "covariance has no inverse without it")
+        if not self.sigma >= 0:
+            raise ValueError(f"sigma={self.sigma}: needs 0 or more")
+
+    @property
+    def seeded(self):
+        return self.channels is not None
+
+    @property
+    def stages(self):
+        factor = self._learned("factor_")
+        return {"extraction": self.backbone_, "embedding": embedding.parse(self.embedding, self.join),
+                "search": lambda patches: distances(self._deviations(patches), factor).unflatten(1, self.grid_),
+                "score": lambda heat: Prediction(blur(heat, self.sigma).flatten(1).amax(dim=1), heat)}
+
+    def collect(self, images) -> np.ndarray:
+        """All channels of all positions (N, P, D) float32, in an unnamed file on disk, whatever the seed keeps."""
+        self.backbone_ = backbones.load(self.backbone, self.layers, self.weights)
+        embed = embedding.parse(self.embedding, self.join)
+
+        def patches():
+            for features in self._features(images):
+                vectors, self.grid_ = embed(features)                               # (b, P, D)
+                self._check(*vectors.shape[1:])
+                yield vectors
+
+        return memory.on_disk(patches())
+
+    def learn(self, collected):
+        """Mean and covariance of every position in float64, one block of positions after the other."""
+        n, positions, total = collected.shape
+        if n < 2:
+            raise ValueError(f"{n} training picture: a covariance needs at least 2")
+        d = self._check(positions, total)
+        rng = np.random.default_rng(self.seed)
+        self.channels_ = torch.from_numpy(np.sort(rng.choice(total, d, replace=False)))
+        self.mean_ = torch.empty(positions, d)
+        self.factor_ = [torch.empty(positions, rows, columns) for rows, columns in panels(d)]
+        block = max(1, int(WORKSPACE * 1e9 / 8 / (n * total / 2 + 2 * n * d + 4 * d * d)))
+        starts = range(0, positions, block)
+        for start in track(starts, len(starts), "gaussians"):
+            part = slice(start, start + block)
+            vectors = torch.from_numpy(np.array(collected[:, part]))[..., self.channels_]       # (N, p, d)
+            mean, inverse = gaussians(vectors.transpose(0, 1).double(), self.eps)
+            self.mean_[part] = mean
+            for panel, (rows, columns) in zip(self.factor_, panels(d), strict=True):
+                panel[part] = inverse[:, columns - rows:columns, :columns]
+            memory.release(collected)
+        return self
+
+    def state(self):
+        self._learned("factor_")
+        return {"channels": self.channels_, "mean": self.mean_, "grid": torch.tensor(self.grid_)} | {
+            f"factor.{number:03d}": panel for number, panel in enumerate(self.factor_)} | {
+            f"backbone.{key}": value for key, value in self.backbone_.levels.state_dict().items()}
+
+    def restore(self, state, weights):
+        trunk = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
+        self.backbone_ = backbones.restore(self.backbone, self.layers, trunk, weights)
+        self.channels_, self.mean_, self.grid_ = state["channels"], state["mean"], tuple(state["grid"].tolist())
+        self.factor_ = [state[key] for key in sorted(state) if key.startswith("factor.")]
+
+    def _deviations(self, patches: Patches) -> torch.Tensor:
+        """y - mu, (B, P, d). Raises ValueError for pictures of another size than those of fit."""
+        if patches.grid != self.grid_:
+            raise ValueError(f"a grid of {patches.grid[0]}x{patches.grid[1]} positions; the Gaussians were learned on "
+                             f"{self.grid_[0]}x{self.grid_[1]}, so pictures must have the same size")
+        return patches.vectors[..., self.channels_] - self.mean_
+
+    def _check(self, positions: int, total: int) -> int:
+        """Channels kept of all, or an error where there are fewer or their factors do not fit into memory."""
+        d = total if self.channels is None else self.channels
+        if d > total:
+            raise ValueError(f"channels={d}: layers {','.join(map(str, self.layers))} have {total}")
+        memory.check(factor_gb(positions, d) + WORKSPACE, self.memory_limit_gb,
+                     f"Gaussians of {positions} positions and {d} channels", "use fewer channels, a pooling stride in "
+                     "the embedding or a deeper first level")
+        return d
+
+
+def gaussians(vectors: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """vectors (P, N, d) float64 -> mu (P, d), L^-1 (P, d, d) with L L^T = 1/(N-1) sum (x-mu)(x-mu)^T + eps I.
+
+    Thesis sec. 2.7.1. The work is O(d^3), here and only here: once per position, not once per distance.
+    """
+    mean = vectors.mean(dim=1)
+    centred = vectors - mean[:, None]
+    identity = torch.eye(vectors.shape[2], dtype=vectors.dtype)
+    covariance = centred.mT @ centred / (vectors.shape[1] - 1) + eps * identity
+    return mean, torch.linalg.solve_triangular(torch.linalg.cholesky(covariance), identity, upper=False)
+
+
+def distances(deviations: torch.Tensor, factor: list[torch.Tensor]) -> torch.Tensor:
+    """sqrt((y-mu)^T Sigma^-1 (y-mu)) = |L^-1 (y-mu)|: deviations (B, P, d), panels of L^-1 -> (B, P). O(d^2) each."""
+    y = deviations.permute(1, 2, 0)                                                 # (P, d, B)
+    squared = torch.zeros(y.shape[0], y.shape[2])
+    for panel in factor:
+        squared += torch.bmm(panel, y[:, :panel.shape[2]]).square().sum(dim=1)
+    return squared.sqrt().T
+
+
+def panels(d: int) -> list[tuple[int, int]]:
+    """(rows, columns) of the panels of a lower triangular d x d matrix: a panel ends with its last diagonal entry."""
+    return [(min(PANEL, d - first), min(first + PANEL, d)) for first in range(0, d, PANEL)]
+
+
+def factor_gb(positions: int, d: int) -> float:
+    """Gigabytes of all factors and means in float32."""
+    return positions * (d + sum(rows * columns for rows, columns in panels(d))) * 4 / 1e9
