@@ -1,13 +1,16 @@
 """Cut networks give torchvision's own feature maps; weights come from where they say or not at all."""
 
 import hashlib
+import json
+import re
 from urllib.error import URLError
 
 import pytest
 import safetensors.torch
 import torch
 
-from thesis_lib import backbones
+from thesis_lib import backbones, data, evaluation
+from thesis_lib.methods import PatchCore
 
 CHANNELS = {"resnet18": (64, 128, 256, 512), "resnet34": (64, 128, 256, 512),
             "wide_resnet50_2": (256, 512, 1024, 2048), "wide_resnet101_2": (256, 512, 1024, 2048),
@@ -175,8 +178,57 @@ def test_damaged_file_is_named(weights_file, tmp_path, damaged):
 def test_unknown_weights_are_refused(weights, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "weights.pth").write_bytes(b"pickle")
-    with pytest.raises(backbones.WeightsError, match=f"weights='{weights}': needs imagenet, random or"):
+    with pytest.raises(backbones.WeightsError, match=f"weights='{weights}': needs imagenet, bundled, random or"):
         backbones.load("resnet18", (1,), weights)
+
+
+def test_bundled_weights_load_with_all_levels():
+    backbone = backbones.load("resnet18", (1, 2, 3, 4), "bundled")
+    file = backbones.bundled("resnet18")
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert backbone.weights == {"source": "bundled", "sha256": digest[:16]}
+    assert file.stat().st_size < 24e6
+    assert {x.dtype for x in safetensors.torch.load_file(file).values()} == {torch.float16}
+    features = backbone(IMAGES)
+    assert all(x.isfinite().all() and x.std() > 0.01 for x in features.values())
+    assert torch.equal(features[2], backbones.load("resnet18", (2,), str(file))(IMAGES)[2])
+
+
+def test_bundled_weights_say_how_they_were_made():
+    """The card inside the file is the one that the model card prints."""
+    file = backbones.bundled("resnet18")
+    with safetensors.safe_open(file, "pt") as content:
+        card = json.loads(content.metadata()["card"])
+    assert card["recipe"]["steps"] * card["recipe"]["batch"] == card["pictures"]
+    printed = re.search(r"```json\n(.*?)```", (file.parent / "README.md").read_text(encoding="utf-8"), re.S)[1]
+    assert json.loads(printed) == card
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (b"something else", r"weights\.safetensors: hash \w{16}, the project's file has \w{16}"),
+    (None, r"weights\.safetensors: not readable \(.*install the project again")])
+def test_bundled_weights_are_checked(tmp_path, monkeypatch, content, message):
+    file = tmp_path / "weights.safetensors"
+    if content:
+        file.write_bytes(content)
+    monkeypatch.setattr(backbones, "bundled", lambda name: file)
+    with pytest.raises(backbones.WeightsError, match=message):
+        backbones.load("resnet18", (1,), "bundled")
+
+
+@pytest.mark.slow
+def test_bundled_weights_detect_where_random_ones_guess(demo_data):
+    """12 training and 26 test pictures. Measured: 0.99 bundled, 0.81 random."""
+    weave, aurocs = data.scan(demo_data, "weave").subset(12, 26), {}
+    for weights in ("bundled", "random"):
+        detector = PatchCore(layers=(2,), weights=weights, bank=300)
+        aurocs[weights] = evaluation.evaluate(detector, weave, data.Preprocess(), seeds=1)["image_auroc"][0]
+    assert aurocs["bundled"] > 0.94 and aurocs["random"] < 0.88, aurocs
+
+
+def test_bundled_weights_belong_to_one_network():
+    with pytest.raises(backbones.WeightsError, match="none for resnet34, only for resnet18; give imagenet, random"):
+        backbones.load("resnet34", (1,), "bundled")
 
 
 @pytest.mark.parametrize(("error", "message"), [

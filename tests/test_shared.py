@@ -59,6 +59,14 @@ def test_trained_features_tell_screws_apart_and_random_ones_do_not(screw):
     assert aurocs["random"] < 0.5
 
 
+@pytest.mark.slow
+def test_bundled_weights_tell_photovoltaic_cells_apart():
+    """80 training and 80 test pictures, a bank of 300 rows."""
+    cells = data.scan(SHARED / "data", "elpv_mono").subset(80, 80)
+    detector = PatchCore(layers=(2,), weights="bundled", bank=300)
+    assert evaluation.evaluate(detector, cells, data.Preprocess(), seeds=1)["image_auroc"][0] > 0.8
+
+
 FIT = """
 import resource, sys
 from thesis_lib import data

@@ -113,11 +113,13 @@ def test_stage_times_of_both():
     assert table.columns.tolist() == [*tables.STAGES, "total"]
 
 
-@pytest.mark.parametrize(("weights", "warned"), [("random", True), ("imagenet", False)])
-def test_note_names_pictures_and_untrained_weights(weights, warned):
+@pytest.mark.parametrize(("weights", "warned"), [("random", "Random weights"), ("bundled", "Bundled weights"),
+                                                 ("imagenet", None)])
+def test_note_names_pictures_and_weights_other_than_the_thesis(weights, warned):
     text = tables.note(["pad", "screw"], weights)
     assert "pad, screw" in text
-    assert ("not trained" in text) is warned
+    for words in ("Random weights", "Bundled weights"):
+        assert (words in text) is (words == warned)
 
 
 @pytest.fixture

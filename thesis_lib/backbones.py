@@ -16,6 +16,7 @@ from torch import nn
 RESNETS = ("resnet18", "resnet34", "wide_resnet50_2", "wide_resnet101_2")
 CONVNEXTS = ("convnext_tiny", "convnext_small", "convnext_base", "convnext_large")
 NAMES = RESNETS + CONVNEXTS
+BUNDLED = {"resnet18": ("resnet18_procedural.safetensors", "46c50604f8db1e41")}     # file, first digits of its SHA-256
 _KEEP = []
 
 
@@ -27,7 +28,7 @@ class Backbone(nn.Module):
     """Images (B, 3, H, W) -> {level: (B, C, h, w)}.
 
     Attributes: `channels` and `strides` per level, `weights` = where the numbers come from
-    (`source`: imagenet | random | file, `sha256` of the file or tag, `seed` of random ones).
+    (`source`: imagenet | bundled | random | file, `sha256` of the file or tag, `seed` of random ones).
     """
 
     def __init__(self, name: str, levels: nn.ModuleDict, layers: Sequence[int], weights: dict):
@@ -51,9 +52,10 @@ class Backbone(nn.Module):
 def load(name: str, layers: Sequence[int], weights: str = "imagenet", seed: int = 0) -> Backbone:
     """Build a frozen backbone up to max(layers).
 
-    weights: "imagenet" (torchvision's V1 file, downloaded once and hash-checked), "random" (torchvision's
-    initialisation drawn from `seed`), or a .safetensors file with torchvision's key names that holds at least
-    the needed levels.  Raises WeightsError; there is no silent fallback.
+    weights: "imagenet" (torchvision's V1 file, downloaded once and hash-checked), "bundled" (trained by this project
+    on pictures made by formula, ships with it, hash-checked; resnet18 only), "random" (torchvision's initialisation
+    drawn from `seed`), or a .safetensors file with torchvision's key names that holds at least the needed levels.
+    Raises WeightsError; there is no silent fallback.
     """
     layers, origin = check(name, layers), record(name, weights, seed)
     if weights == "random":
@@ -61,7 +63,8 @@ def load(name: str, layers: Sequence[int], weights: str = "imagenet", seed: int 
             torch.manual_seed(seed)
             state = _trunk(name, layers).state_dict()
     else:
-        state = _state(name, layers, _imagenet(name) if weights == "imagenet" else _file(weights), origin["source"])
+        read = _imagenet(name) if weights == "imagenet" else _file(bundled(name) if weights == "bundled" else weights)
+        state = _state(name, layers, read, origin["source"])
     return restore(name, layers, state, origin)
 
 
@@ -81,11 +84,25 @@ def record(name: str, weights: str, seed: int = 0) -> dict:
         return {"source": "random", "seed": seed, "sha256": None}
     if weights == "imagenet":
         return {"source": "imagenet", "sha256": str(torchvision().models.get_model_weights(name).IMAGENET1K_V1)}
+    if weights == "bundled":
+        path, wanted = bundled(name), BUNDLED[name][1]
+        if (found := _sha256(path)) != wanted:
+            raise WeightsError(f"{path}: hash {found}, the project's file has {wanted}; it is damaged or another one, "
+                               "install the project again")
+        return {"source": "bundled", "sha256": found}
     path = Path(weights).expanduser()
     if path.suffix != ".safetensors" or not path.is_file():
-        raise WeightsError(f"weights={weights!r}: needs imagenet, random or an existing .safetensors file")
+        raise WeightsError(f"weights={weights!r}: needs imagenet, bundled, random or an existing .safetensors file")
     # The name of the file, not its folder: a result must not depend on where it lies.
-    return {"source": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()[:16]}
+    return {"source": path.name, "sha256": _sha256(path)}
+
+
+def bundled(name: str) -> Path:
+    """File of the weights that ship with the project, in torchvision's key names; WeightsError where there is none."""
+    if name not in BUNDLED:
+        raise WeightsError(f"weights=bundled: there are none for {name}, only for {', '.join(BUNDLED)}; "
+                           "give imagenet, random or a .safetensors file")
+    return Path(__file__).parent / "weights" / BUNDLED[name][0]
 
 
 def check(name: str, layers: Sequence[int]) -> tuple[int, ...]:
@@ -176,7 +193,14 @@ def _state(name: str, layers: Sequence[int], state: dict, source: str) -> dict[s
     return values
 
 
-def _file(weights: str) -> dict:
+def _sha256(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise WeightsError(f"{path}: not readable ({error.strerror}); install the project again") from error
+
+
+def _file(weights: str | Path) -> dict:
     path = Path(weights).expanduser()
     try:
         return safetensors.torch.load_file(path)
@@ -191,6 +215,7 @@ def _imagenet(name: str) -> dict:
     except OSError as error:                                # URLError is one, too
         raise WeightsError(
             f"weights=imagenet: {tag.url.rsplit('/', 1)[-1]} could not be downloaded ({error}); with a network it is "
-            "fetched once into torch's cache; without one give a .safetensors file or weights=random") from error
+            f"fetched once into torch's cache; without one give weights=bundled ({', '.join(BUNDLED)}), a .safetensors "
+            "file or weights=random") from error
     except RuntimeError as error:                           # torch reports a hash mismatch as RuntimeError
         raise WeightsError(f"weights=imagenet: {error}; delete the file in torch's cache and try again") from error

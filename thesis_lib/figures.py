@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure as _Figure
+from matplotlib.transforms import ScaledTranslation
 from PIL import Image
 from sklearn.metrics import roc_curve
 
@@ -35,7 +36,7 @@ def stage_bars(panels: Mapping[str, pd.DataFrame]) -> Figure:
     Each frame: index = bar labels, columns = stages in ms and one or more "AUROC ..." columns in %.
     """
     longest = max(len(table) for table in panels.values())
-    figure = Figure(figsize=(6.2 * len(panels), 1.6 + 0.5 * longest), layout="constrained", dpi=100)
+    figure = Figure(figsize=(6.2 * len(panels), 1.8 + 0.5 * longest), layout="constrained", dpi=100)
     for axis, (title, table) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels.items(), strict=True):
         _stage_panel(axis, title, table)
     return figure
@@ -72,8 +73,9 @@ def _stage_panel(axis, title: str, table: pd.DataFrame) -> None:
     for ax in (axis, second):
         ax.spines[["right"]].set_visible(False)
     handles = [item for ax in (axis, second) for item in ax.get_legend_handles_labels()[0]]
-    below = -0.9 / len(table)      # in heights of the axes, which grow with the bars: always below the axis' label
-    axis.legend(handles, [*stages, *aurocs], fontsize=7, ncols=3, loc="upper center", bbox_to_anchor=(0.5, below))
+    below = ScaledTranslation(0, -0.5, axis.figure.dpi_scale_trans)    # inches, whatever the height: under the label
+    axis.legend(handles, [*stages, *aurocs], fontsize=7, ncols=3, loc="upper center", bbox_to_anchor=(0.5, 0),
+                bbox_transform=axis.transAxes + below)
 
 
 def roc(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]]) -> Figure:

@@ -114,6 +114,10 @@ def note(categories: list[str], weights: str) -> str:
     if weights == "random":
         lines.append("**Random weights:** the network was not trained. Its run times are real; its AUROC says nothing "
                      "about the method with trained features.")
+    if weights == "bundled":
+        lines.append("**Bundled weights:** the network was trained by this project on pictures made by formula, no "
+                     "photograph among them. They tell defects from good parts, but not as well as the ImageNet "
+                     "weights with which the thesis measured.")
     return "\n\n".join(lines)
 
 

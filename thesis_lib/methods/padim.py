@@ -25,8 +25,8 @@ WORKSPACE = 0.25        # GB of float64 that one block of positions may take whi
 class PaDiM(Detector):
     backbone: str = parameter("resnet18", "network: " + ", ".join(backbones.NAMES), features=True)
     layers: tuple[int, ...] = parameter((1, 2, 3), "levels whose feature maps are joined, 1 to 4", features=True)
-    weights: str = parameter("imagenet", "imagenet, random or a .safetensors file in torchvision's key names",
-                             features=True)
+    weights: str = parameter("imagenet", "imagenet, bundled, random or a .safetensors file in torchvision's "
+                             "key names", features=True)
     embedding: str = parameter("identity", "identity, or pooling such as avg_k3_s2_p1: fewer positions, less memory",
                                features=True)
     join: str = parameter("repeat", "how a deeper level reaches the finest grid: repeat or interpolate", features=True)

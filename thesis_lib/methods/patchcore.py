@@ -19,8 +19,8 @@ from thesis_lib.methods.base import Detector, Prediction, one_of, parameter
 class PatchCore(Detector):
     backbone: str = parameter("resnet18", "network: " + ", ".join(backbones.NAMES), features=True)
     layers: tuple[int, ...] = parameter((2,), "levels whose feature maps are used, 1 to 4, e.g. 2,3", features=True)
-    weights: str = parameter("imagenet", "imagenet, random or a .safetensors file in torchvision's key names",
-                             features=True)
+    weights: str = parameter("imagenet", "imagenet, bundled, random or a .safetensors file in torchvision's "
+                             "key names", features=True)
     embedding: str = parameter("avg_k3_s1_p1", "original_d1024, avg_k3_s1_p1, max_..., avgmax_..., adaptive_7 or "
                                "identity", features=True)
     join: str = parameter("repeat", "how a deeper level reaches the finest grid: repeat or interpolate", features=True)

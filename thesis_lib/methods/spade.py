@@ -35,8 +35,8 @@ class SPADE(Detector):
     layers: tuple[int, ...] = parameter((1, 2, 3), "levels of the pixel stage, 1 to 4", features=True)
     pooled: int | None = parameter(None, "level whose pooled vector gives the image score, 4 in the paper; none is the "
                                    "deepest of layers", features=True)
-    weights: str = parameter("imagenet", "imagenet, random or a .safetensors file in torchvision's key names",
-                             features=True)
+    weights: str = parameter("imagenet", "imagenet, bundled, random or a .safetensors file in torchvision's "
+                             "key names", features=True)
     k: int = parameter(50, "K nearest training pictures: mean distance is the image score, patches are the gallery")
     kappa: int = parameter(1, "nearest patches of the gallery whose mean distance is the map")
     distance: str = parameter("l2_squared", "l2_squared as in the paper, or l2; of both stages")
