@@ -61,8 +61,8 @@ class Network(nn.Module):
 
     Images (B, 3, S, S) -> ({level: logits (B, classes, h, w)} of levels 2 to 4, {level: descriptors (B, 128, h, w)} of
     levels 1 to 3); h = w = 1 for the logits of level 4. Patch detectors compare the vectors of single places, so single
-    places are taught. A hidden layer stands between the trunk and each task, so that the trunk keeps what the task
-    throws away (Chen et al., ICML 2020).
+    places are taught. Up to level 3 a hidden layer stands between the trunk and each task, so that the trunk keeps what
+    the task throws away (Chen et al., ICML 2020).
     """
 
     def __init__(self, classes: int):
