@@ -28,8 +28,8 @@ def networks_built_once():
     """The same random network again and again costs most of the time; a frozen one may be shared."""
     genuine, built = backbones.load, {}
 
-    def load(name, layers, weights="imagenet", seed=0):
-        key = name, tuple(layers), weights, seed
+    def load(name, layers, weights="imagenet", seed=0, tap="output"):
+        key = name, tuple(layers), weights, seed, tap
         if weights != "random":
             return genuine(*key)
         if key not in built:

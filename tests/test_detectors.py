@@ -19,6 +19,8 @@ TINY = {"patchcore": {**NETWORK, "bank": 20}, "spade": {**NETWORK, "k": 2}, "pad
 # Parameter -> another value, and what else must be set for it to matter. "weights" is tested by itself.
 OTHER = {"patchcore": {
     "seed": (1, {}), "backbone": ("resnet34", {}), "layers": ((2,), {}), "weights": (None, {}),
+    "tap": ("preactivation", {}), "activation": ("sigmoid", {}), "scaling": ("normalise", {}),
+    "entropy_base": (2.718281828, {"scaling": "normalise_weight"}),
     "embedding": ("max_k3_s1_p1", {}), "join": ("interpolate", {"layers": (1, 2)}), "bank": (30, {}),
     "coreset": ("random", {}), "projection": (4, {}), "search": ("torch", {}), "distance": ("l2_squared", {}),
     "score": ("reweighted", {}), "neighbours": (3, {"score": "reweighted"}), "search_threads": (1, {}),
@@ -125,7 +127,7 @@ def test_predict_twice_gives_the_same(name):
 
 def test_reseeded_shares_the_collected_and_nothing_else(name):
     detector = make(name)
-    collected = detector.collect_nominal(TRAIN)
+    collected = detector.collect(TRAIN)
     one, other = detector.reseeded(4).learn(collected), detector.reseeded(5).learn(collected)
     assert same(answers(one), answers(fitted(name, seed=4)))
     assert same(answers(other), answers(fitted(name, seed=5)))
@@ -228,7 +230,7 @@ def test_features_are_what_collect_depends_on(name, parameter):
     """Detectors of the same `collected_by` share what one of them collected: nothing else may change it."""
     value, setting = OTHER[name][parameter]
     detectors = make(name, **setting), make(name, **{**setting, parameter: value})
-    one, other = (np.array(detector.collect_nominal(TRAIN)) for detector in detectors)
+    one, other = (np.array(detector.collect(TRAIN)) for detector in detectors)
     shared = detectors[0].collected_by == detectors[1].collected_by
     assert (one.shape == other.shape and np.array_equal(one, other)) == shared
     assert make(name).collected_by == fitted(name).collected_by
@@ -281,7 +283,7 @@ def test_patchcore_refuses_too_much_memory_before_the_work(make_category, small,
 
 def test_patchcore_bank_rows_are_patches_of_the_training_pictures():
     detector = make("patchcore")
-    collected = detector.collect_nominal(TRAIN)
+    collected = detector.collect(TRAIN)
     detector.learn(collected)
     assert collected.shape == (6 * 16 * 16, 64)
     assert torch.equal(detector.bank_, torch.from_numpy(np.array(collected))[detector.rows_])
@@ -340,7 +342,7 @@ def test_instances_share_nothing(name):
         other.predict(TEST)
 
 
-@pytest.mark.parametrize("call", [Detector.fit, Detector.collect_nominal], ids=["fit", "collect_nominal"])
+@pytest.mark.parametrize("call", [Detector.fit, Detector.collect], ids=["fit", "collect"])
 @pytest.mark.parametrize("position", ["only", "last"])
 def test_test_pictures_never_reach_fit(name, pad, small, call, position):
     samples = pad.test[3:4] if position == "only" else (*pad.train, pad.test[0])

@@ -33,7 +33,7 @@ def noting(seen, name, method):
 def calls(monkeypatch):
     """Names of PatchCore's methods in the order they ran."""
     seen = []
-    for name in ("collect", "learn"):
+    for name in ("gather", "learn"):
         monkeypatch.setattr(PatchCore, name, noting(seen, name, getattr(PatchCore, name)))
     return seen
 
@@ -72,7 +72,7 @@ def test_features_are_extracted_once_for_all_seeds(pad, small, calls, monkeypatc
     read, genuine = [], data.Preprocess.image
     monkeypatch.setattr(data.Preprocess, "image", lambda self, path: read.append(path) or genuine(self, path))
     evaluation.evaluate(patchcore(), pad, small, seeds=3)
-    assert calls == ["collect", "learn", "learn", "learn"]
+    assert calls == ["gather", "learn", "learn", "learn"]
     assert sorted(read) == sorted(sample.path for sample in pad.train + pad.test)
 
 
@@ -98,7 +98,7 @@ def test_many_detectors_give_what_each_gives_alone(pad, small, calls):
     detectors = {"one": patchcore(), "bank": patchcore(bank=30), "squared": patchcore(distance="l2_squared"),
                  "deeper": patchcore(layers=(2,))}
     many = evaluation.evaluate_many(detectors, pad, small, seeds=[0, 4])
-    assert calls.count("collect") == 2
+    assert calls.count("gather") == 2
     assert calls.count("learn") == 8
     assert list(many) == list(detectors)
     for name, detector in detectors.items():
@@ -107,7 +107,7 @@ def test_many_detectors_give_what_each_gives_alone(pad, small, calls):
         assert many[name][facts].to_dict() == alone[facts].to_dict()
     calls.clear()
     evaluation.evaluate_many(detectors | {"new": patchcore(bank=31)}, pad, small, seeds=[0, 4])
-    assert calls == ["collect", "learn", "learn"]
+    assert calls == ["gather", "learn", "learn"]
 
 
 def test_a_detector_learns_nothing_of_another_one(pad, small):
@@ -125,7 +125,7 @@ def test_stored_rows_are_not_measured_again(pad, small, calls):
     assert calls == []
     assert again.astype(str).equals(first.astype(str))
     more = evaluation.evaluate(patchcore(), pad, small, seeds=[5, 1, 0])
-    assert calls == ["collect", "learn"]
+    assert calls == ["gather", "learn"]
     assert more["seed"].tolist() == [5, 1, 0]
     assert len(stored()) == 3
 
@@ -133,7 +133,7 @@ def test_stored_rows_are_not_measured_again(pad, small, calls):
 def test_force_measures_again(pad, small, calls):
     for _ in range(2):
         evaluation.evaluate(patchcore(), pad, small, seeds=1, force=True)
-    assert calls == ["collect", "learn"] * 2
+    assert calls == ["gather", "learn"] * 2
     assert len(stored()) == 1
 
 
@@ -143,7 +143,7 @@ def test_force_measures_again(pad, small, calls):
 def test_what_a_row_stands_for(pad, small, calls, changed, again):
     evaluation.evaluate(patchcore(), pad, small, seeds=1)
     evaluation.evaluate(patchcore(**changed), pad, small, seeds=1)
-    assert calls.count("collect") == 1 + again
+    assert calls.count("gather") == 1 + again
 
 
 def test_other_pictures_or_preprocessing_are_measured(pad, small, calls):
@@ -151,7 +151,7 @@ def test_other_pictures_or_preprocessing_are_measured(pad, small, calls):
     evaluation.evaluate(patchcore(), pad, dataclasses.replace(small, crop=48), seeds=1)
     evaluation.evaluate(patchcore(), pad.subset(train=3), small, seeds=1)
     evaluation.evaluate(patchcore(), pad.subset(test=4), small, seeds=1)
-    assert calls.count("collect") == 4
+    assert calls.count("gather") == 4
     assert len(stored()) == 4
 
 
@@ -209,14 +209,14 @@ def test_file_of_weights_counts_by_content_not_by_place(pad, small, tmp_path):
 
 def test_time_is_a_stored_row(pad, small, calls):
     row = evaluation.measure_time(patchcore(), pad, small, pictures=2, warmup=1, repeats=3)
-    assert calls == ["collect", "learn"]
+    assert calls == ["gather", "learn"]
     assert np.shape(row["raw_s"]) == (2, 3, 4)
     assert list(row["stage_ms"]) == ["extraction", "embedding", "search", "score"]
     assert row["total_ms"] == pytest.approx(sum(row["stage_ms"].values()))
     assert row["protocol"]["pictures"] == 2
     assert row["threads"] == row["protocol"]["threads"] == torch.get_num_threads()
     assert evaluation.measure_time(patchcore(), pad, small, pictures=2, warmup=1, repeats=3) == row
-    assert calls == ["collect", "learn"]
+    assert calls == ["gather", "learn"]
     assert len(stored("time")) == 1
 
 

@@ -32,7 +32,7 @@ def oracle(collected, patches, channels, eps):
 def test_equals_the_formula_in_float64(pad, small, parameters):
     """Thesis sec. 2.7.1; also the AUROC, which must agree to 1e-3."""
     detector = make(embedding="avg_k3_s2_p1", sigma=0.0, **parameters)        # 8x8 positions: the oracle is slow
-    collected = detector.collect_nominal(data.Pictures(pad.train, small))
+    collected = detector.collect(data.Pictures(pad.train, small))
     detector.learn(collected)
     test = next(iter(data.Pictures(pad.test, small)))
     patches = detector.stages["embedding"](detector.stages["extraction"](test)).vectors
@@ -149,6 +149,6 @@ def test_too_much_memory_is_refused_after_one_batch(pad, small):
                                                "use fewer channels, a pooling stride"):
         make(memory_limit_gb=0.35).fit(Counted(pad.train, small, batch_size=1))
     assert read == [1]
-    collected = make(channels=5, memory_limit_gb=0.35).collect_nominal(data.Pictures(pad.train, small))
+    collected = make(channels=5, memory_limit_gb=0.35).collect(data.Pictures(pad.train, small))
     with pytest.raises(MemoryLimitError, match="448 channels"):
         make(memory_limit_gb=0.35).learn(collected)

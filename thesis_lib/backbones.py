@@ -11,12 +11,14 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 RESNETS = ("resnet18", "resnet34", "wide_resnet50_2", "wide_resnet101_2")
 CONVNEXTS = ("convnext_tiny", "convnext_small", "convnext_base", "convnext_large")
 NAMES = RESNETS + CONVNEXTS
 BUNDLED = {"resnet18": ("resnet18_procedural.safetensors", "46c50604f8db1e41")}     # file, first digits of its SHA-256
+TAPS = ("output", "preactivation", "branch")
 _KEEP = []
 
 
@@ -24,16 +26,22 @@ class WeightsError(ValueError):
     """Weights are missing or do not fit; the message says what to do."""
 
 
+class WeightsMissing(WeightsError):
+    """They may be all right elsewhere, but this network's are not at hand here."""
+
+
 class Backbone(nn.Module):
     """Images (B, 3, H, W) -> {level: (B, C, h, w)}.
 
     Attributes: `channels` and `strides` per level, `weights` = where the numbers come from
     (`source`: imagenet | bundled | random | file, `sha256` of the file or tag, `seed` of random ones).
+    tap: "output" of each level; "preactivation", what its last ReLU is given (ResNet); or "branch", the last block's
+    inner branch before layer scale and skip connection (ConvNeXt). What the next level is given does not depend on it.
     """
 
-    def __init__(self, name: str, levels: nn.ModuleDict, layers: Sequence[int], weights: dict):
+    def __init__(self, name: str, levels: nn.ModuleDict, layers: Sequence[int], weights: dict, tap: str = "output"):
         super().__init__()
-        self.name, self.layers, self.weights = name, tuple(layers), weights
+        self.name, self.layers, self.weights, self.tap = name, check(name, layers, tap), weights, tap
         self.levels = levels
         self.channels, self.strides = _shapes(name, self.layers)
 
@@ -42,14 +50,22 @@ class Backbone(nn.Module):
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images of shape {tuple(images.shape)}: needs (B, 3, H, W)")
         features, x = {}, images
-        for level, block in self.levels.items():
-            x = block(x)
+        for level, module in self.levels.items():
+            if int(level) in self.layers and self.tap != "output":
+                features[int(level)], x = _tapped(module, x)
+                continue
+            x = module(x)
             if int(level) in self.layers:
                 features[int(level)] = x
         return features
 
+    def cut(self, layers: Sequence[int]) -> "Backbone":
+        """The same network for fewer levels: shares the modules, ends after the deepest of `layers`."""
+        levels = nn.ModuleDict({level: module for level, module in self.levels.items() if int(level) <= max(layers)})
+        return Backbone(self.name, levels, layers, self.weights, self.tap).eval()
 
-def load(name: str, layers: Sequence[int], weights: str = "imagenet", seed: int = 0) -> Backbone:
+
+def load(name: str, layers: Sequence[int], weights: str = "imagenet", seed: int = 0, tap: str = "output") -> Backbone:
     """Build a frozen backbone up to max(layers).
 
     weights: "imagenet" (torchvision's V1 file, downloaded once and hash-checked), "bundled" (trained by this project
@@ -57,7 +73,7 @@ def load(name: str, layers: Sequence[int], weights: str = "imagenet", seed: int 
     drawn from `seed`), or a .safetensors file with torchvision's key names that holds at least the needed levels.
     Raises WeightsError; there is no silent fallback.
     """
-    layers, origin = check(name, layers), record(name, weights, seed)
+    layers, origin = check(name, layers, tap), record(name, weights, seed)
     if weights == "random":
         with torch.random.fork_rng(devices=[]):     # torchvision initialises from the global generator
             torch.manual_seed(seed)
@@ -65,17 +81,27 @@ def load(name: str, layers: Sequence[int], weights: str = "imagenet", seed: int 
     else:
         read = _imagenet(name) if weights == "imagenet" else _file(bundled(name) if weights == "bundled" else weights)
         state = _state(name, layers, read, origin["source"])
-    return restore(name, layers, state, origin)
+    return restore(name, layers, state, origin, tap)
 
 
-def restore(name: str, layers: Sequence[int], state: dict[str, torch.Tensor], origin: dict) -> Backbone:
+def at_hand(name: str, layers: Sequence[int], weights: str) -> bool:
+    """Whether these weights can be had here; damaged or unfit ones still raise WeightsError."""
+    try:
+        load(name, layers, weights)
+    except WeightsMissing:
+        return False
+    return True
+
+
+def restore(name: str, layers: Sequence[int], state: dict[str, torch.Tensor], origin: dict,
+            tap: str = "output") -> Backbone:
     """Backbone from its own `levels.state_dict()`, as a saved detector holds it."""
     with torch.device("meta"):                      # no memory for the levels that are cut off
         trunk = _trunk(name, check(name, layers))
     trunk.load_state_dict(state, assign=True)
     for parameter in trunk.parameters():
         parameter.requires_grad_(False)
-    return Backbone(name, trunk, layers, origin).eval()
+    return Backbone(name, trunk, layers, origin, tap).eval()
 
 
 def record(name: str, weights: str, seed: int = 0) -> dict:
@@ -100,18 +126,21 @@ def record(name: str, weights: str, seed: int = 0) -> dict:
 def bundled(name: str) -> Path:
     """File of the weights that ship with the project, in torchvision's key names; WeightsError where there is none."""
     if name not in BUNDLED:
-        raise WeightsError(f"weights=bundled: there are none for {name}, only for {', '.join(BUNDLED)}; "
+        raise WeightsMissing(f"weights=bundled: there are none for {name}, only for {', '.join(BUNDLED)}; "
                            "give imagenet, random or a .safetensors file")
     return Path(__file__).parent / "weights" / BUNDLED[name][0]
 
 
-def check(name: str, layers: Sequence[int]) -> tuple[int, ...]:
-    """Sorted levels, or ValueError naming the wrong one."""
+def check(name: str, layers: Sequence[int], tap: str = "output") -> tuple[int, ...]:
+    """Sorted levels, or ValueError naming what is wrong."""
     if name not in NAMES:
         raise ValueError(f"backbone={name!r}: needs one of {', '.join(NAMES)}")
     levels = tuple(sorted(set(layers)))
     if not levels or any(level not in (1, 2, 3, 4) for level in levels):
         raise ValueError(f"layers={','.join(map(str, layers))}: needs one or more of 1, 2, 3, 4")
+    possible = ("output", "preactivation" if name in RESNETS else "branch")
+    if tap not in possible:
+        raise ValueError(f"tap={tap!r}: {name} has {' and '.join(possible)}")
     return levels
 
 
@@ -146,6 +175,23 @@ def _trunk(name: str, layers: Sequence[int]) -> nn.ModuleDict:
         blocks = [net.features[1]] + [nn.Sequential(*net.features[2 * j:2 * j + 2]) for j in (1, 2, 3)]
     blocks[0] = nn.Sequential(stem, blocks[0])
     return nn.ModuleDict({str(level): blocks[level - 1] for level in range(1, max(layers) + 1)})
+
+
+def _tapped(level: nn.Sequential, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the last block of a level computes inside, and the level's output."""
+    blocks = level[-1] if isinstance(level[-1], nn.Sequential) else level       # level 1 begins with the stem
+    for module in (*level[:-1], *blocks[:-1]) if blocks is not level else blocks[:-1]:
+        x = module(x)
+    last = blocks[-1]
+    if hasattr(last, "layer_scale"):                                            # ConvNeXt: x + scale * branch(x)
+        branch = last.block(x)
+        return branch, x + last.layer_scale * branch
+    inner = last.relu(last.bn1(last.conv1(x)))                                  # ResNet: relu(F(x) + x)
+    inner = last.bn2(last.conv2(inner))
+    if hasattr(last, "conv3"):
+        inner = last.bn3(last.conv3(last.relu(inner)))
+    before = inner + (x if last.downsample is None else last.downsample(x))
+    return before, F.relu(before)
 
 
 def _shapes(name: str, layers: Sequence[int]) -> tuple[dict[int, int], dict[int, int]]:
@@ -183,7 +229,7 @@ def _state(name: str, layers: Sequence[int], state: dict, source: str) -> dict[s
             values[key] = torch.zeros((), dtype=torch.long)
             continue
         if wanted not in state:
-            raise WeightsError(f"{source}: holds no {wanted}; layers {','.join(map(str, layers))} of {name} need it")
+            raise WeightsMissing(f"{source}: holds no {wanted}; layers {','.join(map(str, layers))} of {name} need it")
         value = state[wanted].float()
         if value.shape != template.shape:
             raise WeightsError(f"{source}: {wanted} is {tuple(value.shape)}, {name} needs {tuple(template.shape)}")
@@ -213,7 +259,7 @@ def _imagenet(name: str) -> dict:
     try:
         return tag.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except OSError as error:                                # URLError is one, too
-        raise WeightsError(
+        raise WeightsMissing(
             f"weights=imagenet: {tag.url.rsplit('/', 1)[-1]} could not be downloaded ({error}); with a network it is "
             f"fetched once into torch's cache; without one give weights=bundled ({', '.join(BUNDLED)}), a .safetensors "
             "file or weights=random") from error

@@ -11,26 +11,29 @@ from sklearn.exceptions import NotFittedError
 
 from thesis_lib import backbones, metrics, results, timing
 from thesis_lib.data import Category, Pictures, Preprocess
+from thesis_lib.features import Extracted, Stored
 from thesis_lib.methods.base import Detector, Prediction
-from thesis_lib.progress import track
 from thesis_lib.stamp import stamp
 
 
 def evaluate(detector: Detector, category: Category, preprocess: Preprocess, *, seeds: Sequence[int] | int = 5,
-             batch_size: int = 8, force: bool = False) -> pd.DataFrame:
+             pixels: bool = True, batch_size: int = 8, force: bool = False) -> pd.DataFrame:
     """One row per seed: image AUROC with interval, pixel AUROC and PRO where every defect has a mask, all scores.
 
     As the thesis averages over five memory banks made from the same patches, features are extracted once and
     `learn` runs per seed. Finished rows are read from outputs/results instead (force measures them again).
     Raises DataError or ValueError naming the picture or parameter.
     """
-    return evaluate_many({"": detector}, category, preprocess, seeds=seeds, batch_size=batch_size, force=force)[""]
+    return evaluate_many({"": detector}, category, preprocess, seeds=seeds, pixels=pixels, batch_size=batch_size,
+                         force=force)[""]
 
 
 def evaluate_many(detectors: Mapping[str, Detector], category: Category, preprocess: Preprocess, *,
-                  seeds: Sequence[int] | int = 5, batch_size: int = 8, force: bool = False) -> dict[str, pd.DataFrame]:
-    """`evaluate` for several detectors; those with the same features (backbone, embedding) extract them once.
+                  seeds: Sequence[int] | int = 5, pixels: bool = True, batch_size: int = 8,
+                  force: bool = False) -> dict[str, pd.DataFrame]:
+    """`evaluate` for several detectors; those with the same network run it once over all pictures.
 
+    pixels False leaves out pixel AUROC and PRO, which cost more than the rest in a large comparison.
     A detector without anything random gets one row, that of the first seed: the others would be the same.
     """
     seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
@@ -39,15 +42,18 @@ def evaluate_many(detectors: Mapping[str, Detector], category: Category, preproc
     wanted = {name: seeds if detector.seeded else seeds[:1] for name, detector in detectors.items()}
     subjects = {(name, seed): subject(detectors[name], category, preprocess, seed=seed)
                 for name in detectors for seed in wanted[name]}
-    rows = {} if force else {key: row for key, about in subjects.items() if (row := results.find("auroc", about))}
-    groups = {}
+    pixels = pixels and category.has_masks
+    rows = {} if force else {key: row for key, about in subjects.items() if (row := results.find("auroc", about))
+                             and not (pixels and row["pixel_auroc"] is None)}
+    networks: dict[tuple, dict[tuple, list]] = {}       # by network, then by what is gathered from its features
     for name, seed in subjects:
         if (name, seed) not in rows:
-            groups.setdefault(detectors[name].collected_by, []).append((name, seed))
-    if groups:
+            detector = detectors[name]
+            networks.setdefault(detector.network_by, {}).setdefault(detector.collected_by, []).append((name, seed))
+    if networks:
         metrics.image_auroc(category.labels, np.zeros(len(category.test)))     # one class only: say so before the work
-    for keys in groups.values():
-        for key, values in _measure(detectors, keys, category, preprocess, batch_size):
+    for groups in networks.values():
+        for key, values in _measure(detectors, list(groups.values()), category, preprocess, batch_size, pixels):
             rows[key] = results.save("auroc", subjects[key], values)
     return {name: pd.json_normalize([rows[name, seed] for seed in wanted[name]]) for name in detectors}
 
@@ -94,30 +100,38 @@ def worst(category: Category, scores: Sequence[float], count: int = 3) -> list[i
     return [*order[labels[order] == 0][::-1][:count].tolist(), *order[labels[order] == 1][:count].tolist()]
 
 
-def _measure(detectors, keys, category: Category, preprocess: Preprocess, batch_size: int):
-    """Yield ((name, seed), values of its row) for detectors that collect the same features."""
-    fitted, fit_s = _fit(detectors, keys, Pictures(category.train, preprocess, batch_size))
-    scores, predictions = _score(fitted, Pictures(category.test, preprocess, batch_size), category.has_masks)
+def _measure(detectors, groups, category: Category, preprocess: Preprocess, batch_size: int, pixels: bool):
+    """Yield ((name, seed), values of its row) for detectors of the same network; a group gathers the same from it."""
+    every = [detectors[keys[0][0]] for keys in groups]
+    network = every[0].network(tuple(sorted({level for detector in every for level in detector.levels})))
+    train = Extracted(network, Pictures(category.train, preprocess, batch_size))
+    test = Extracted(network, Pictures(category.test, preprocess, batch_size), "test pictures")
+    if len(groups) > 1:
+        train, test = Stored(train), Stored(test)
     names = [f"{sample.defect}/{sample.path.name}" for sample in category.test]
-    masks = np.stack([preprocess.mask(sample) for sample in category.test]) if category.has_masks else None
+    masks = np.stack([preprocess.mask(sample) for sample in category.test]) if pixels else None
     counts = {"n_train": len(category.train), "n_test_good": int((category.labels == 0).sum()),
               "n_test_defective": int(category.labels.sum())}
-    for key in keys:
-        quality = _quality(category.labels, scores[key], names, masks, predictions.get(key), preprocess.side)
-        yield key, quality | counts | {
-            "fit_s": fit_s[key], "peak_memory_gb": timing.peak_memory_gb(), "labels": category.labels.tolist(),
-            "scores": scores[key].tolist(), "names": names}
+    for keys in groups:
+        fitted, fit_s = _fit(detectors, keys, network, train)
+        scores, predictions = _score(fitted, test, pixels)
+        for key in keys:
+            quality = _quality(category.labels, scores[key], names, masks, predictions.get(key), preprocess.side)
+            yield key, quality | counts | {
+                "fit_s": fit_s[key], "peak_memory_gb": timing.peak_memory_gb(), "labels": category.labels.tolist(),
+                "scores": scores[key].tolist(), "names": names}
 
 
-def _fit(detectors, keys, pictures: Pictures) -> tuple[dict, dict]:
+def _fit(detectors, keys, network, maps: Extracted | Stored) -> tuple[dict, dict]:
     """A fitted detector per (name, seed), and its seconds: the common part of the work counts for each.
 
     The detector that was passed in is itself fitted for its own seed, so that it can be used afterwards.
     """
     start = time.perf_counter()
-    first = replace(detectors[keys[0][0]])      # unfitted: nothing but what collect leaves is adopted
-    collected = first.collect_nominal(pictures)
-    common = time.perf_counter() - start
+    first = replace(detectors[keys[0][0]])      # unfitted: nothing but what is gathered is adopted
+    first.backbone_ = network.cut(first.levels)
+    collected = first.gather_nominal(maps)
+    common = time.perf_counter() - start + getattr(maps, "seconds", 0)
     fitted, seconds = {}, {}
     for name, _ in keys:
         detectors[name].adopt(first)
@@ -129,14 +143,14 @@ def _fit(detectors, keys, pictures: Pictures) -> tuple[dict, dict]:
     return fitted, seconds
 
 
-def _score(fitted: dict, pictures: Pictures, with_maps: bool) -> tuple[dict, dict]:
+def _score(fitted: dict, maps: Extracted | Stored, with_maps: bool) -> tuple[dict, dict]:
     """Scores (n,) float64 and batches of predictions per key; the shared stages run once per batch."""
     scores, predictions = {key: [] for key in fitted}, {}
     stages = {key: list(detector.stages.values()) for key, detector in fitted.items()}
-    first, shared = next(iter(stages.values())), len(next(iter(fitted.values())).shared)
-    for batch in track(pictures, len(pictures), "test pictures"):
-        common = batch
-        for stage in first[:shared]:
+    first, (detector, *_) = next(iter(stages.values())), fitted.values()
+    shared = len(detector.shared)
+    for common in maps.batches(detector.levels):
+        for stage in first[1:shared]:           # the first one is the network
             common = stage(common)
         for key in fitted:
             x = common

@@ -7,7 +7,7 @@ stages, the timing harness walks them with a clock, the evaluation reuses the fi
 import copy
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 from sklearn.exceptions import NotFittedError
 
-from thesis_lib.progress import track
+from thesis_lib import backbones
+from thesis_lib.features import Extracted, Stored
 
 FORMAT = "1"            # of saved detectors
 
@@ -50,7 +51,7 @@ def parameter(default: Any, help: str, *, identity: bool = True, features: bool 
     """Dataclass field with the text that `thesis evaluate METHOD --help` shows.
 
     identity False: the parameter cannot change a result, so a stored row stays valid when it differs.
-    features True: it decides what `collect` returns, so that detectors equal in these can share it.
+    features True: it decides what `gather` returns, so that detectors equal in these can share it.
     """
     return field(default=default, metadata={"help": help, "identity": identity, "features": features})
 
@@ -62,7 +63,8 @@ class Detector:
     seed: int = parameter(0, "seed of everything random in fit")
 
     name: ClassVar[str]
-    shared: ClassVar[tuple[str, ...]] = ()      # leading stages that do not depend on the seed
+    shared: ClassVar[tuple[str, ...]] = ()      # leading stages that do not depend on the seed; the network first
+    tap = "output"                              # of the network; a field where a method offers others
 
     @property
     def stages(self) -> Mapping[str, Callable]:
@@ -74,8 +76,8 @@ class Detector:
         """Whether the seed changes anything; where it does not, one evaluation says all."""
         return True
 
-    def collect(self, images: Iterable[torch.Tensor]) -> Any:
-        """What fit learns from and the seed has no part in (features); images are batches (b, 3, H, W)."""
+    def gather(self, maps: Extracted | Stored) -> Any:
+        """What fit learns from and the seed has no part in, out of the feature maps of nominal pictures."""
         raise NotImplementedError
 
     def learn(self, collected: Any) -> "Detector":
@@ -91,14 +93,33 @@ class Detector:
 
     def fit(self, images: Iterable[torch.Tensor]) -> "Detector":
         """Learn from nominal pictures, batches (b, 3, H, W). Refuses test pictures that come through `Pictures`."""
-        return self.learn(self.collect_nominal(images))
+        return self.learn(self.collect(images))
 
-    def collect_nominal(self, images: Iterable[torch.Tensor]) -> Any:
-        """`collect` behind the guard: the only way in for fit and for the evaluation."""
-        for sample in getattr(images, "samples", ()):
+    def collect(self, images: Iterable[torch.Tensor]) -> Any:
+        """Load the network, then `gather_nominal`."""
+        self.backbone_ = self.network(self.levels)
+        return self.gather_nominal(Extracted(self.backbone_, images))
+
+    def gather_nominal(self, maps: Extracted | Stored) -> Any:
+        """`gather` behind the guard: the only way in for fit and for the evaluation."""
+        for sample in maps.samples:
             if sample.split != "train":
                 raise ValueError(f"{sample.path}: is a {sample.split} picture; fit takes training pictures only")
-        return self.collect(images)
+        return self.gather(maps)
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Levels of the network that are needed."""
+        return self.layers
+
+    def network(self, levels: tuple[int, ...]) -> backbones.Backbone:
+        """The network up to these levels."""
+        return backbones.load(self.backbone, levels, self.weights, tap=self.tap)
+
+    @property
+    def network_by(self) -> tuple:
+        """Parameters of `network`; detectors equal in these can share one extraction, whatever their levels."""
+        return self.backbone, self.weights, self.tap
 
     def predict(self, images: torch.Tensor) -> Prediction:
         """images (B, 3, H, W) -> Prediction; the input is left unchanged."""
@@ -109,15 +130,15 @@ class Detector:
 
     @property
     def collected_by(self) -> tuple:
-        """Method and parameters on which `collect` depends; equal ones can share what it returns."""
+        """Method and parameters on which `gather` depends; equal ones can share what it returns."""
         return self.name, *(getattr(self, f.name) for f in dataclasses.fields(self) if f.metadata["features"])
 
     def adopt(self, other: "Detector") -> None:
-        """Take over what `collect` left in a detector with the same `collected_by`."""
+        """Take over what `gather` left in a detector with the same `collected_by`."""
         vars(self).update({name: value for name, value in vars(other).items() if name.endswith("_")})
 
     def reseeded(self, seed: int) -> "Detector":
-        """The same detector with another seed, sharing what `collect` learned."""
+        """The same detector with another seed, sharing what `gather` learned."""
         other = copy.copy(self)
         other.seed = seed
         return other
@@ -153,12 +174,6 @@ class Detector:
                           for key, value in parameters.items()})
         detector.restore(state, json.loads(header["weights"]))
         return detector
-
-    def _features(self, images: Iterable[torch.Tensor]) -> Iterator[dict[int, torch.Tensor]]:
-        """Feature maps of batch after batch, with progress."""
-        batches = len(images) if hasattr(images, "__len__") else None
-        for batch in track(images, batches, "features"):
-            yield self.backbone_(batch)
 
     def _learned(self, attribute: str) -> Any:
         try:

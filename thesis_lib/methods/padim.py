@@ -60,13 +60,12 @@ class PaDiM(Detector):
                 "search": lambda patches: distances(self._deviations(patches), factor).unflatten(1, self.grid_),
                 "score": lambda heat: Prediction(blur(heat, self.sigma).flatten(1).amax(dim=1), heat)}
 
-    def collect(self, images) -> np.ndarray:
+    def gather(self, maps) -> np.ndarray:
         """All channels of all positions (N, P, D) float32, in an unnamed file on disk, whatever the seed keeps."""
-        self.backbone_ = backbones.load(self.backbone, self.layers, self.weights)
         embed = embedding.parse(self.embedding, self.join)
 
         def patches():
-            for features in self._features(images):
+            for features in maps.batches(self.layers):
                 vectors, self.grid_ = embed(features)                               # (b, P, D)
                 self._check(*vectors.shape[1:])
                 yield vectors

@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from thesis_lib import backbones, coreset, embedding, memory, scoring, search
+from thesis_lib import backbones, coreset, embedding, memory, scoring, search, transforms
 from thesis_lib.methods.base import Detector, Prediction, one_of, parameter
 
 
@@ -21,9 +21,16 @@ class PatchCore(Detector):
     layers: tuple[int, ...] = parameter((2,), "levels whose feature maps are used, 1 to 4, e.g. 2,3", features=True)
     weights: str = parameter("imagenet", "imagenet, bundled, random or a .safetensors file in torchvision's "
                              "key names", features=True)
+    tap: str = parameter("output", "what a level gives: output, preactivation (before its last ReLU; ResNet) or branch "
+                         "(inside its last block; ConvNeXt)", features=True)
+    activation: str = parameter("identity", "function of every feature map: " + ", ".join(transforms.ACTIVATIONS),
+                                features=True)
     embedding: str = parameter("avg_k3_s1_p1", "original_d1024, avg_k3_s1_p1, max_..., avgmax_..., adaptive_7 or "
                                "identity", features=True)
     join: str = parameter("repeat", "how a deeper level reaches the finest grid: repeat or interpolate", features=True)
+    scaling: str = parameter("none", "of the embedding's channels: " + ", ".join(transforms.SCALINGS), features=True)
+    entropy_base: float = parameter(2.0, "of the logarithm in normalise_weight: 2 in the thesis' text, 2.718281828 in "
+                                    "its code", features=True)
     bank: int | str = parameter(1000, "rows of the memory bank, 1000 or 1%")
     coreset: str = parameter("greedy", "how they are chosen: greedy or random")
     projection: int | None = parameter(None, "dimensions of the random projection before greedy, or none")
@@ -38,7 +45,11 @@ class PatchCore(Detector):
     shared: ClassVar[tuple[str, ...]] = ("extraction", "embedding")
 
     def __post_init__(self):
-        self.layers = backbones.check(self.backbone, self.layers)
+        self.layers = backbones.check(self.backbone, self.layers, self.tap)
+        one_of("activation", self.activation, transforms.ACTIVATIONS)
+        one_of("scaling", self.scaling, transforms.SCALINGS)
+        if not self.entropy_base > 1:
+            raise ValueError(f"entropy_base={self.entropy_base}: needs a number above 1")
         embedding.parse(self.embedding, self.join)
         coreset.size(self.bank, 10**12)
         if str(self.bank).strip().isdigit():    # "1000" and 1000 are one configuration
@@ -68,24 +79,25 @@ class PatchCore(Detector):
             nearest = found.distances[..., 0].unflatten(1, found.patches.grid)
             return Prediction(rule.score(found, finder, self.neighbours), nearest)
 
-        return {"extraction": self.backbone_, "embedding": embedding.parse(self.embedding, self.join),
-                "search": find, "score": score}
+        return {"extraction": self.backbone_, "embedding": self._embedding(self.scaling_), "search": find,
+                "score": score}
 
-    def collect(self, images) -> np.ndarray:
+    def gather(self, maps) -> np.ndarray:
         """Patches of all pictures (N, D) float32, in an unnamed file on disk, so that memory stays bounded."""
-        self.backbone_ = backbones.load(self.backbone, self.layers, self.weights)
-        embed = embedding.parse(self.embedding, self.join)
-        n, expected = 0, len(getattr(images, "samples", ()))                # pictures, where known beforehand
+        embed = self._embedding()
+        n, expected = 0, len(maps.samples)                                  # pictures, where known beforehand
 
         def patches():
             nonlocal n
-            for features in self._features(images):
+            for features in maps.batches(self.layers):
                 vectors = embed(features).vectors                           # (b, P, D)
                 n += vectors.shape[0] * vectors.shape[1]
                 coreset.check_memory(max(n, expected * vectors.shape[1]), vectors.shape[2], self.memory_limit_gb)
                 yield vectors.flatten(0, 1)
 
-        return memory.on_disk(patches())
+        collected = memory.on_disk(patches())
+        self.scaling_ = transforms.fit(self.scaling, collected, self.entropy_base)
+        return collected if self.scaling_ is None else self.scaling_.in_place(collected)
 
     def learn(self, collected):
         rows = coreset.size(self.bank, len(collected))
@@ -95,13 +107,27 @@ class PatchCore(Detector):
 
     def state(self):
         self._learned("bank_")
-        return {"bank": self.bank_} | {f"backbone.{key}": value for key, value in
-                                       self.backbone_.levels.state_dict().items()}
+        scaling = {} if self.scaling_ is None else {"scaling.shift": self.scaling_.shift,
+                                                    "scaling.factor": self.scaling_.factor}
+        return {"bank": self.bank_} | scaling | {f"backbone.{key}": value for key, value in
+                                                 self.backbone_.levels.state_dict().items()}
 
     def restore(self, state, weights):
-        trunk = {key.removeprefix("backbone."): value for key, value in state.items() if key != "bank"}
-        self.backbone_ = backbones.restore(self.backbone, self.layers, trunk, weights)
+        trunk = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
+        self.backbone_ = backbones.restore(self.backbone, self.layers, trunk, weights, self.tap)
+        self.scaling_ = None if self.scaling == "none" else transforms.Scaling(state["scaling.shift"],
+                                                                              state["scaling.factor"])
         self._set_bank(state["bank"])
+
+    def _embedding(self, scaling: transforms.Scaling | None = None):
+        """Feature maps -> Patches: activation, pooling, scaling of the channels."""
+        embed, activate = embedding.parse(self.embedding, self.join), transforms.ACTIVATIONS[self.activation]
+
+        def patches(features: embedding.Features) -> embedding.Patches:
+            found = embed({level: activate(x) for level, x in features.items()})
+            return found if scaling is None else found._replace(vectors=scaling(found.vectors))
+
+        return patches
 
     def _set_bank(self, bank: torch.Tensor) -> None:
         self.bank_ = bank                                                   # (M, D)

@@ -93,12 +93,15 @@ class SPADE(Detector):
         """Patches of the pixel stage (B, P, D) from the feature maps of a batch."""
         return embedding.parse(self.embedding, self.join)({level: features[level] for level in self.layers})
 
-    def collect(self, images) -> np.ndarray:
+    @property
+    def levels(self):
+        return tuple(sorted({*self.layers, self.pooled}))
+
+    def gather(self, maps) -> np.ndarray:
         """Pooled vector and feature maps of each picture in one row (N, F) float32, in an unnamed file on disk."""
-        self.backbone_ = backbones.load(self.backbone, (*self.layers, self.pooled), self.weights)
 
         def rows():
-            for features in self._features(images):
+            for features in maps.batches(self.levels):
                 self.shapes_ = {level: tuple(features[level].shape[1:]) for level in self.layers}
                 yield torch.cat([self._pool(features).vectors, *(features[level].flatten(1) for level in self.layers)],
                                 dim=1)
@@ -121,7 +124,7 @@ class SPADE(Detector):
 
     def restore(self, state, weights):
         trunk = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
-        self.backbone_ = backbones.restore(self.backbone, (*self.layers, self.pooled), trunk, weights)
+        self.backbone_ = backbones.restore(self.backbone, self.levels, trunk, weights)
         self.shapes_ = dict(zip(self.layers, map(tuple, state["shapes"].tolist()), strict=True))
         self.learn(state["pictures"].numpy())
 
