@@ -9,7 +9,7 @@ import torch
 from sklearn.exceptions import NotFittedError
 
 from thesis_lib import data, evaluation, metrics, paths, scoring, search, timing
-from thesis_lib.methods import PatchCore
+from thesis_lib.methods import SPADE, PaDiM, PatchCore
 
 pytestmark = pytest.mark.usefixtures("networks_built_once")
 
@@ -108,6 +108,40 @@ def test_many_detectors_give_what_each_gives_alone(pad, small, calls):
     calls.clear()
     evaluation.evaluate_many(detectors | {"new": patchcore(bank=31)}, pad, small, seeds=[0, 4])
     assert calls == ["gather", "learn", "learn"]
+
+
+def test_one_extraction_serves_all_levels_and_methods(pad, small, monkeypatch):
+    """Another level, another embedding, another method: each picture is read once, and the numbers stay."""
+    detectors = {"first": patchcore(), "pooled": patchcore(embedding="max_k5_s2_p2"), "second": patchcore(layers=(2,)),
+                 "padim": PaDiM(weights="random", layers=(1, 2), channels=8),
+                 "spade": SPADE(weights="random", layers=(1,), pooled=2, k=2)}
+    alone = {name: evaluation.evaluate(dataclasses.replace(detector), pad, small, seeds=1)
+             for name, detector in detectors.items()}
+    read, genuine = [], data.Preprocess.image
+    monkeypatch.setattr(data.Preprocess, "image", lambda self, path: read.append(path) or genuine(self, path))
+    many = evaluation.evaluate_many(detectors, pad, small, seeds=1, force=True)
+    assert sorted(read) == sorted(sample.path for sample in pad.train + pad.test)
+    for name, rows in many.items():
+        assert rows[["scores", "pixel_auroc"]].to_dict() == alone[name][["scores", "pixel_auroc"]].to_dict()
+        assert tuple(detectors[name].backbone_.layers) == detectors[name].levels, "timed alone, it stops there"
+    other = patchcore(tap="preactivation")
+    read.clear()
+    evaluation.evaluate_many({"output": patchcore(), "before": other}, pad, small, seeds=1, force=True)
+    assert len(read) == 2 * len(pad.train + pad.test), "another tap is another network"
+
+
+def test_pixel_metrics_can_wait(pad, small, calls):
+    """A row without them is found when nobody asks for them, and measured again when somebody does."""
+    first = evaluation.evaluate(patchcore(), pad, small, seeds=1, pixels=False).iloc[0]
+    assert first["pixel_auroc"] is None
+    evaluation.evaluate(patchcore(), pad, small, seeds=1, pixels=False)
+    assert calls == ["gather", "learn"]
+    full = evaluation.evaluate(patchcore(), pad, small, seeds=1).iloc[0]
+    assert full["pixel_auroc"] > 0.9
+    assert full["scores"] == first["scores"]
+    assert len(stored()) == 1
+    evaluation.evaluate(patchcore(), pad, small, seeds=1, pixels=False)
+    assert calls == ["gather", "learn"] * 2
 
 
 def test_a_detector_learns_nothing_of_another_one(pad, small):

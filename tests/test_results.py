@@ -83,12 +83,6 @@ def test_order_of_the_keys_does_not_change_the_identity():
     assert results.identity("auroc", turned) == results.identity("auroc", SUBJECT)
 
 
-@pytest.mark.parametrize(("path", "value"), CHANGES)
-def test_configuration_is_what_seeds_and_categories_share(path, value):
-    one, other = (results.save("auroc", subject, {}) for subject in (SUBJECT, changed(path, value)))
-    assert (one["configuration"] == other["configuration"]) == (path in ("seed", "category", "data"))
-
-
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
 @pytest.mark.parametrize(("module", "function"), [(os, "replace"), (Path, "write_text")])
 def test_a_crash_while_writing_leaves_nothing(monkeypatch, module, function, error):

@@ -9,7 +9,8 @@ import pandas as pd
 import torch
 from sklearn.exceptions import NotFittedError
 
-from thesis_lib import backbones, metrics, results, timing
+from thesis_lib import metrics, results, timing
+from thesis_lib.configuration import Configuration
 from thesis_lib.data import Category, Pictures, Preprocess
 from thesis_lib.features import Extracted, Stored
 from thesis_lib.methods.base import Detector, Prediction
@@ -84,13 +85,10 @@ def measure_time(detector: Detector, category: Category, preprocess: Preprocess,
 
 
 def subject(detector: Detector, category: Category, preprocess: Preprocess, *, seed: int) -> dict:
-    """Everything that decides a result: method, parameters, weights, preprocessing, data, seed."""
-    parameters = detector.parameters(identity_only=True)
-    parameters.pop("seed")
-    weights = parameters.pop("weights", None)       # the path of a file is not its identity, its hash is
-    return {"method": detector.name, "category": category.name, "seed": seed,
-            "weights": backbones.record(detector.backbone, weights) if weights else None,
-            "parameters": parameters, "preprocess": asdict(preprocess), "data": category.fingerprint}
+    """Everything that decides a result: the configuration, data, seed."""
+    configuration = Configuration.of(detector, preprocess)
+    return {"configuration": configuration.id, **asdict(configuration), "category": category.name,
+            "data": category.fingerprint, "seed": seed}
 
 
 def worst(category: Category, scores: Sequence[float], count: int = 3) -> list[int]:

@@ -27,9 +27,7 @@ def find(kind: str, subject: dict) -> dict | None:
 def save(kind: str, subject: dict, values: dict) -> dict:
     """Write the row atomically with its stamp and return it: subject and values side by side, no nesting added."""
     row_id = identity(kind, subject)
-    about = {key: value for key, value in subject.items() if key not in ("seed", "category", "data")}
-    configuration = identity(kind, about)       # the same for all categories and seeds
-    row = {"kind": kind, "id": row_id, "configuration": configuration, **subject, **values,
+    row = {"kind": kind, "id": row_id, **subject, **values,
            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"), "stamp": stamp()}
     text = json.dumps(row, default=list)
     write_atomically(paths.results() / f"{_slug(kind, subject)}-{row_id}.json", text + "\n")
