@@ -224,9 +224,9 @@ def test_each_category_is_timed_with_a_detector_of_its_own(thesis, make_category
     make_category("bolt", seed=1)
     command = ("evaluate", "patchcore", "--data", make_category(), "--category", "all", *TINY, "--seeds", 1)
     thesis(*command)
-    fitted, genuine = [], PatchCore.collect
-    monkeypatch.setattr(PatchCore, "collect", lambda self, images: fitted.append(images.samples[0].path.parts[-4])
-                        or genuine(self, images))
+    fitted, genuine = [], PatchCore.gather
+    monkeypatch.setattr(PatchCore, "gather", lambda self, maps: fitted.append(maps.samples[0].path.parts[-4])
+                        or genuine(self, maps))
     code, _, _ = thesis(*command, "--pictures", 1)
     assert (code, fitted) == (0, ["bolt", "pad"])
 
@@ -246,9 +246,9 @@ def test_broken_picture_stops_its_category_only(thesis, make_category, asked):
 
 
 def test_all_takes_every_category_and_fits_on_each(thesis, make_category, monkeypatch):
-    fitted, fit = [], PatchCore.fit
-    monkeypatch.setattr(PatchCore, "fit", lambda self, images: fitted.append(
-        images.samples[0].path.parts[-4]) or fit(self, images))
+    fitted, genuine = [], PatchCore.gather
+    monkeypatch.setattr(PatchCore, "gather", lambda self, maps: fitted.append(maps.samples[0].path.parts[-4])
+                        or genuine(self, maps))
     make_category("bolt")
     where = ("--data", make_category(), "--category", "all")
     code, out, _ = thesis("time", "patchcore", *where, *TINY, "--pictures", 1, "--json")

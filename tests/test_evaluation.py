@@ -283,6 +283,30 @@ def test_time_uses_a_fitted_detector_and_repeats_pictures(pad, small, calls, mon
     assert calls == []
 
 
+def test_many_times_fit_from_one_extraction(pad, small, monkeypatch):
+    read, genuine = [], data.Preprocess.image
+    detectors = {"first": patchcore(), "second": patchcore(layers=(2,)), "fitted": patchcore(bank=25)}
+    detectors["fitted"].fit(data.Pictures(pad.train, small))
+    monkeypatch.setattr(data.Preprocess, "image", lambda self, path: read.append(path) or genuine(self, path))
+    rows = evaluation.measure_times(detectors, pad, small, pictures=1, warmup=0, repeats=1)
+    assert sorted(read) == sorted(sample.path for sample in (*pad.train, pad.test[0]))
+    assert list(rows) == list(detectors)
+    assert [row["parameters"]["layers"] for row in rows.values()] == [[1], [2], [1]]
+    read.clear()
+    assert evaluation.measure_times(detectors, pad, small, pictures=1, warmup=0, repeats=1) == rows
+    assert read == []
+
+
+def test_compare_times_what_it_cannot_judge(pad, small):
+    """No weights for resnet34 here: its time is measured with random ones, its AUROC is not."""
+    detectors = {"own": patchcore(weights="bundled"), "other": patchcore(weights="bundled", backbone="resnet34")}
+    rows, times = evaluation.compare(detectors, pad, small, seeds=2, pictures=1)
+    assert list(rows) == ["own"] and len(rows["own"]) == 2
+    assert rows["own"]["pixel_auroc"].isna().all()
+    assert {name: row["weights"]["source"] for name, row in times.items()} == {"own": "bundled", "other": "random"}
+    assert detectors["other"].weights == "bundled"
+
+
 def test_time_without_test_pictures_takes_training_pictures(make_category, small):
     category = data.scan(make_category(good=0, bad=0), "pad")
     row = evaluation.measure_time(patchcore(), category, small, pictures=1, warmup=0, repeats=1)

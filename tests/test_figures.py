@@ -43,7 +43,7 @@ def test_stage_bars_stack_and_say_their_numbers(drawn):
     assert lefts == [[0, 0], [10, 20], [11, 22], [14, 26]]
     assert widths(stages) == [[10, 20], [1, 2], [3, 4], [0.5, 0.5]]
     assert texts(stages.texts) == ["14.5 ms", "26.5 ms"]
-    assert texts(aurocs.texts) == ["98.7 %", "97.1 %", "91.2 %"]
+    assert texts(aurocs.texts) == ["98.7 %", "97.1 %", "91.2 %", "needs ImageNet weights"]
     assert widths(aurocs)[0] == [98.7, 97.1]
     assert aurocs.get_xlim() == (80, 100)
     assert texts(stages.get_legend().get_texts()) == list(table.columns)
@@ -53,6 +53,28 @@ def test_stage_bars_without_auroc(drawn):
     table = pd.DataFrame({"extraction": [1.0], "score": [2.0]}, index=["a"])
     figure = drawn(figures.stage_bars({"times": table}))
     assert texts(with_label(figure, "milliseconds per picture")[0].texts) == ["3.0 ms"]
+
+
+def test_stage_bars_without_any_auroc_measured(drawn):
+    table = pd.DataFrame({"extraction": [1.0, 2.0], "AUROC pad": [np.nan, np.nan]}, index=["a", "b"])
+    axis = with_label(drawn(figures.stage_bars({"times": table})), "AUROC in %")[0]
+    assert texts(axis.texts) == ["needs ImageNet weights"] * 2
+
+
+def test_heat_has_one_scale_for_all_tables(drawn):
+    one = pd.DataFrame([[90.0, 95.0], [np.nan, 97.0]], index=pd.Index([3, 5], name="k"), columns=[1, 2])
+    figure = drawn(figures.heat({"avg": one, "max": one - 20, "third": one, "fourth": one}))
+    shown = [axis for axis in figure.axes if axis.get_title()]
+    assert [axis.get_title() for axis in shown] == ["avg", "max", "third", "fourth"]
+    assert texts(shown[1].texts) == ["70.0", "75.0", "77.0"]
+    assert {axis.collections[0].get_clim() for axis in shown} == {(70.0, 97.0)}
+
+
+def test_pareto_names_the_front(drawn):
+    table = pd.DataFrame({"ms": [1.0, 2, 3], "AUROC": [80.0, 90, 85], "kind": ["avg", "max", "avg"]}, index=list("abc"))
+    axis = drawn(figures.pareto(table, table.iloc[:2], "ms", "AUROC", "kind")).axes[0]
+    assert texts(axis.texts) == ["a", "b"]
+    assert sorted(axis.collections[0].get_offsets().tolist()) == [[1, 80], [2, 90], [3, 85]]
 
 
 def test_roc_goes_through_the_points(drawn):

@@ -93,6 +93,25 @@ def test_beside_sets_measured_beside_the_thesis():
     assert table["spread %"].tolist() == [5, 5]
 
 
+def test_a_bar_that_was_only_timed_says_what_it_needs():
+    table = tables.beside("3.2", {DEFAULT: rows()}, {"1%": timed(), DEFAULT: timed()})
+    assert table.index.tolist() == ["1%", DEFAULT]
+    assert table["weights"].tolist() == ["needs ImageNet weights", "random"]
+    assert np.isnan(table.loc["1%", ["measured AUROC %", "difference"]].astype(float)).all()
+    assert table.loc["1%", "measured ms"] == 10
+    halves = tables.panels("3.2", table, {"1%": timed(), DEFAULT: timed(2)}, "pad")
+    assert list(halves) == ["thesis, Fig. 3.2", "measured here"]
+    thesis, measured = halves.values()
+    assert thesis.loc["1%"].tolist() == pytest.approx([50.5632, 28.9203, 9.4515, 0.0304, 98.9949, 94.2969])
+    assert measured.loc[DEFAULT, list(tables.STAGES)].tolist() == [8, 6, 4, 2]
+    assert list(measured.columns) == [*tables.STAGES, "AUROC pad"]
+
+
+def test_pareto_keeps_what_nothing_beats():
+    table = pd.DataFrame({"ms": [3.0, 1, 2, 2, 5, 4], "AUROC": [90.0, 80, 85, 86, 90, np.nan]}, index=list("abcdef"))
+    assert tables.pareto(table, "ms", "AUROC").index.tolist() == ["b", "d", "a"]
+
+
 def test_beside_the_other_data_set_and_without_times():
     table = tables.beside("3.2", {DEFAULT: rows()}, column="auroc_granulat_pct")
     assert table.loc[DEFAULT, "thesis AUROC %"] == 93.2261

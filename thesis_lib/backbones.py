@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import sys
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import safetensors.torch
@@ -241,9 +242,15 @@ def _state(name: str, layers: Sequence[int], state: dict, source: str) -> dict[s
 
 def _sha256(path: Path) -> str:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        return _content_hash(path, path.stat().st_mtime_ns)
     except OSError as error:
         raise WeightsError(f"{path}: not readable ({error.strerror}); install the project again") from error
+
+
+@lru_cache
+def _content_hash(path: Path, changed: int) -> str:
+    """Once for every state of the file: a table of a hundred configurations asks a hundred times."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def _file(weights: str | Path) -> dict:

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from sklearn.exceptions import NotFittedError
 
-from thesis_lib import metrics, results, timing
+from thesis_lib import backbones, metrics, results, timing
 from thesis_lib.configuration import Configuration
 from thesis_lib.data import Category, Pictures, Preprocess
 from thesis_lib.features import Extracted, Stored
@@ -46,15 +46,11 @@ def evaluate_many(detectors: Mapping[str, Detector], category: Category, preproc
     pixels = pixels and category.has_masks
     rows = {} if force else {key: row for key, about in subjects.items() if (row := results.find("auroc", about))
                              and not (pixels and row["pixel_auroc"] is None)}
-    networks: dict[tuple, dict[tuple, list]] = {}       # by network, then by what is gathered from its features
-    for name, seed in subjects:
-        if (name, seed) not in rows:
-            detector = detectors[name]
-            networks.setdefault(detector.network_by, {}).setdefault(detector.collected_by, []).append((name, seed))
-    if networks:
+    missing = [key for key in subjects if key not in rows]
+    if missing:
         metrics.image_auroc(category.labels, np.zeros(len(category.test)))     # one class only: say so before the work
-    for groups in networks.values():
-        for key, values in _measure(detectors, list(groups.values()), category, preprocess, batch_size, pixels):
+    for groups in _by_network(detectors, missing):
+        for key, values in _measure(detectors, groups, category, preprocess, batch_size, pixels):
             rows[key] = results.save("auroc", subjects[key], values)
     return {name: pd.json_normalize([rows[name, seed] for seed in wanted[name]]) for name in detectors}
 
@@ -66,22 +62,51 @@ def measure_time(detector: Detector, category: Category, preprocess: Preprocess,
 
     The detector is fitted first if it is not yet.
     """
+    return measure_times({"": detector}, category, preprocess, pictures=pictures, warmup=warmup, repeats=repeats,
+                         batch_size=batch_size, threads=threads, force=force)[""]
+
+
+def measure_times(detectors: Mapping[str, Detector], category: Category, preprocess: Preprocess, *, pictures: int = 5,
+                  warmup: int = 3, repeats: int = 5, batch_size: int = 1, threads: int | None = None,
+                  force: bool = False) -> dict[str, dict]:
+    """`measure_time` for several detectors, one after the other; for those still to be fitted a network runs once."""
     if pictures < 1 or batch_size < 1:
         raise ValueError(f"pictures={pictures}, batch_size={batch_size}: both need at least 1")
     protocol = {"pictures": pictures, "warmup": warmup, "repeats": repeats, "batch_size": batch_size,
                 "threads": threads or torch.get_num_threads(), "cpu": stamp()["cpu"]}
-    about = subject(detector, category, preprocess, seed=detector.seed) | {"protocol": protocol}
-    if not force and (row := results.find("time", about)):
-        return row
-    test = [sample.path for sample in category.test] or [sample.path for sample in category.train]
-    wanted = [test[i % len(test)] for i in range(pictures * batch_size)]
-    images = torch.stack([preprocess.image(path) for path in wanted]).split(batch_size)
-    try:
-        detector.stages     # noqa: B018
-    except NotFittedError:
-        detector.fit(Pictures(category.train, preprocess))
-    measured = timing.measure(detector, images, warmup=warmup, repeats=repeats, threads=threads)
-    return results.save("time", about, measured.row())
+    subjects = {name: subject(detector, category, preprocess, seed=detector.seed) | {"protocol": protocol}
+                for name, detector in detectors.items()}
+    rows = {} if force else {name: row for name, about in subjects.items() if (row := results.find("time", about))}
+    missing = [name for name in detectors if name not in rows]
+    if missing:
+        test = [sample.path for sample in category.test] or [sample.path for sample in category.train]
+        wanted = [test[i % len(test)] for i in range(pictures * batch_size)]
+        images = torch.stack([preprocess.image(path) for path in wanted]).split(batch_size)
+        unfitted = [(name, detectors[name].seed) for name in missing if not _fitted(detectors[name])]
+        for groups in _by_network(detectors, unfitted):
+            network, maps = _extract(detectors, groups, Pictures(category.train, preprocess))
+            for keys in groups:
+                _fit(detectors, keys, network, maps)
+    for name in missing:
+        measured = timing.measure(detectors[name], images, warmup=warmup, repeats=repeats, threads=threads)
+        rows[name] = results.save("time", subjects[name], measured.row())
+    return {name: rows[name] for name in detectors}
+
+
+def compare(detectors: Mapping[str, Detector], category: Category, preprocess: Preprocess, *, seeds: int,
+            pictures: int) -> tuple[dict[str, pd.DataFrame], dict[str, dict]]:
+    """Rows of `evaluate_many` (without pixel metrics) and of `measure_times`, by name.
+
+    A detector whose weights are not at hand has no rows; it is timed with random ones: run time does not depend on
+    their values.
+    """
+    networks = {(detector.backbone, detector.levels, detector.weights) for detector in detectors.values()}
+    at_hand = {network for network in networks if backbones.at_hand(*network)}
+    complete = {name: detector for name, detector in detectors.items()
+                if (detector.backbone, detector.levels, detector.weights) in at_hand}
+    rows = evaluate_many(complete, category, preprocess, seeds=seeds, pixels=False)
+    timed = {name: complete.get(name) or replace(detector, weights="random") for name, detector in detectors.items()}
+    return rows, measure_times(timed, category, preprocess, pictures=pictures)
 
 
 def subject(detector: Detector, category: Category, preprocess: Preprocess, *, seed: int) -> dict:
@@ -98,14 +123,34 @@ def worst(category: Category, scores: Sequence[float], count: int = 3) -> list[i
     return [*order[labels[order] == 0][::-1][:count].tolist(), *order[labels[order] == 1][:count].tolist()]
 
 
-def _measure(detectors, groups, category: Category, preprocess: Preprocess, batch_size: int, pixels: bool):
-    """Yield ((name, seed), values of its row) for detectors of the same network; a group gathers the same from it."""
+def _by_network(detectors: Mapping[str, Detector], keys) -> list[list[list[tuple[str, int]]]]:
+    """(name, seed) grouped by network, and within it by what is gathered from its features."""
+    networks: dict[tuple, dict[tuple, list]] = {}
+    for key in keys:
+        detector = detectors[key[0]]
+        networks.setdefault(detector.network_by, {}).setdefault(detector.collected_by, []).append(key)
+    return [list(groups.values()) for groups in networks.values()]
+
+
+def _fitted(detector: Detector) -> bool:
+    try:
+        return bool(detector.stages)
+    except NotFittedError:
+        return False
+
+
+def _extract(detectors, groups, *pictures: Pictures) -> tuple:
+    """The network of all groups, and the feature maps of each `pictures`: kept where more than one group asks."""
     every = [detectors[keys[0][0]] for keys in groups]
     network = every[0].network(tuple(sorted({level for detector in every for level in detector.levels})))
-    train = Extracted(network, Pictures(category.train, preprocess, batch_size))
-    test = Extracted(network, Pictures(category.test, preprocess, batch_size), "test pictures")
-    if len(groups) > 1:
-        train, test = Stored(train), Stored(test)
+    maps = [Extracted(network, images) for images in pictures]
+    return network, *(maps if len(groups) == 1 else map(Stored, maps))
+
+
+def _measure(detectors, groups, category: Category, preprocess: Preprocess, batch_size: int, pixels: bool):
+    """Yield ((name, seed), values of its row) for detectors of the same network."""
+    network, train, test = _extract(detectors, groups, Pictures(category.train, preprocess, batch_size),
+                                    Pictures(category.test, preprocess, batch_size))
     names = [f"{sample.defect}/{sample.path.name}" for sample in category.test]
     masks = np.stack([preprocess.mask(sample) for sample in category.test]) if pixels else None
     counts = {"n_train": len(category.train), "n_test_good": int((category.labels == 0).sum()),

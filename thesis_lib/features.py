@@ -18,14 +18,14 @@ class Extracted:
     `samples` are those of the images, where they are known: it is by them that fit refuses test pictures.
     """
 
-    def __init__(self, backbone, images: Iterable[torch.Tensor], title: str = "features"):
-        self.backbone, self.images, self.title = backbone, images, title
+    def __init__(self, backbone, images: Iterable[torch.Tensor]):
+        self.backbone, self.images = backbone, images
         self.samples = getattr(images, "samples", ())
 
     def batches(self, layers: Iterable[int]) -> Iterator[Features]:
         """{level: (b, C, h, w)} of these levels for every batch."""
         count = len(self.images) if hasattr(self.images, "__len__") else None
-        for batch in track(self.images, count, self.title):
+        for batch in track(self.images, count, "features"):
             features = self.backbone(batch)
             yield {level: features[level] for level in layers}
 

@@ -12,6 +12,7 @@ from PIL import Image
 from sklearn.metrics import roc_curve
 
 from thesis_lib.data import IMAGENET_MEAN, IMAGENET_STD, Preprocess, Sample
+from thesis_lib.tables import NEEDED
 
 STAGE_COLOURS = {"extraction": "#3b6ea5", "embedding": "#7fb2d9", "search": "#e0a03b", "score": "#8a8a8a"}
 AUROC_COLOURS = ("#2f7d4f", "#94c9a0")
@@ -64,8 +65,11 @@ def _stage_panel(axis, title: str, table: pd.DataFrame) -> None:
             if np.isfinite(value):
                 second.annotate(f"{value:.1f} %", (value, row + offset), (-3, 0), textcoords="offset points",
                                 va="center", ha="right", fontsize=7, color="white" if number == 0 else "black")
+            else:
+                second.annotate(NEEDED, (0, row + offset), (3, 0), xycoords=second.get_yaxis_transform(),
+                                textcoords="offset points", va="center", fontsize=7, color=AUROC_COLOURS[number])
     # The AUROC axis starts below the lowest bar, so that differences show; its ticks say so.
-    lowest = np.nanmin(table[aurocs].to_numpy()) if aurocs else 0
+    lowest = np.nanmin(table[aurocs].to_numpy(), initial=100) if aurocs else 0
     second.set_xlim(max(0, 10 * np.floor(lowest / 10) - 10), 100)
     second.set_xlabel("AUROC in %", fontsize=9)
     second.set_title(title, fontsize=11)
@@ -118,6 +122,32 @@ def matrix(counts: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> F
     axis = figure.subplots()
     sns.heatmap(counts, annot=True, fmt="d", cmap="Blues", cbar=False, ax=axis, xticklabels=columns, yticklabels=rows)
     axis.tick_params(axis="y", rotation=0)
+    return figure
+
+
+def heat(panels: Mapping[str, pd.DataFrame], columns: int = 3) -> Figure:
+    """Tables of numbers as heat maps with one common colour scale; empty cells are left white."""
+    values = np.concatenate([table.to_numpy(dtype=float).ravel() for table in panels.values()])
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(3.1 * columns, 2.9 * rows), layout="constrained", dpi=90)
+    axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
+    for axis in axes[len(panels):]:
+        axis.set_axis_off()
+    for axis, (title, table) in zip(axes, panels.items(), strict=False):
+        sns.heatmap(table.astype(float), annot=True, fmt=".1f", vmin=np.nanmin(values), vmax=np.nanmax(values),
+                    cmap="viridis", cbar=False, ax=axis)
+        axis.set_title(title, fontsize=10)
+    return figure
+
+
+def pareto(table: pd.DataFrame, front: pd.DataFrame, cost: str, gain: str, group: str) -> Figure:
+    """Every row a point at (cost, gain), coloured by `group`; the rows of the front joined and named by the index."""
+    figure = Figure(figsize=(7.2, 4.4), layout="constrained", dpi=100)
+    axis = figure.subplots()
+    sns.scatterplot(table, x=cost, y=gain, hue=group, s=26, ax=axis)
+    axis.step(front[cost], front[gain], where="post", color="0.3", lw=1)
+    for name, row in front.iterrows():
+        axis.annotate(str(name), (row[cost], row[gain]), (4, -9), textcoords="offset points", fontsize=7)
     return figure
 
 

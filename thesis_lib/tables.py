@@ -11,6 +11,7 @@ import pandas as pd
 from thesis_lib import metrics, paths
 
 STAGES = ("extraction", "embedding", "search", "score")
+NEEDED = "needs ImageNet weights"
 
 
 def thesis(figure: str) -> pd.DataFrame:
@@ -45,6 +46,7 @@ def beside(figure: str, measured: Mapping[str, pd.DataFrame], times: Mapping[str
            column: str = "auroc_mvtec_pct") -> pd.DataFrame:
     """Thesis | measured | difference for each bar; measured and times map the thesis' label to what `evaluate` and
     `measure_time` returned. column is the thesis' AUROC to compare with. Unknown labels raise KeyError.
+    A bar that was only timed has no measured AUROC: its weights are not at hand, and the column weights says so.
     spread % is that of the times (interquartile range over median); over 10 the times are noisy.
     """
     bars = thesis(figure).set_index("label")
@@ -52,11 +54,14 @@ def beside(figure: str, measured: Mapping[str, pd.DataFrame], times: Mapping[str
     if unknown:
         raise KeyError(f"figure {figure} has no bar {', '.join(sorted(unknown))}; it has {', '.join(bars.index)}")
     lines = []
-    for label, rows in measured.items():
-        one = summary(rows).iloc[0]
-        line = {"bar": label, "thesis AUROC %": bars.loc[label, column], "measured AUROC %": one["auroc"],
-                "95 % interval": f"{one['low']:.1f} to {one['high']:.1f}", "sd over seeds": one["sd"],
-                "difference": one["auroc"] - bars.loc[label, column], "weights": one["weights"]}
+    for label in dict.fromkeys([*(times or {}), *measured]):
+        line = {"bar": label, "thesis AUROC %": bars.loc[label, column], "measured AUROC %": np.nan,
+                "95 % interval": "", "sd over seeds": np.nan, "difference": np.nan, "weights": NEEDED}
+        if label in measured:
+            one = summary(measured[label]).iloc[0]
+            line |= {"measured AUROC %": one["auroc"], "95 % interval": f"{one['low']:.1f} to {one['high']:.1f}",
+                     "sd over seeds": one["sd"], "difference": one["auroc"] - bars.loc[label, column],
+                     "weights": one["weights"]}
         if times:
             line |= {"thesis ms": bars.loc[label, "total_ms"], "measured ms": times[label]["total_ms"],
                      "spread %": 100 * times[label]["spread"]}
@@ -91,6 +96,25 @@ def contents(profile: str) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def panels(figure: str, table: pd.DataFrame, times: Mapping[str, dict], name: str) -> dict[str, pd.DataFrame]:
+    """The two halves of `figures.stage_bars`: the thesis' bars, and what `beside` and `measure_time` say here.
+
+    name is what the measured AUROC was measured on.
+    """
+    bars = thesis(figure).set_index("label").loc[list(table.index)]
+    left = bars[[f"{stage}_ms" for stage in STAGES]].set_axis(STAGES, axis=1).assign(
+        **{"AUROC MVTec AD": bars["auroc_mvtec_pct"], "AUROC Granulat": bars["auroc_granulat_pct"]})
+    right = stage_times(figure, times).xs("measured", level="source").drop(columns="total").loc[list(table.index)]
+    return {f"thesis, Fig. {figure}": left,
+            "measured here": right.assign(**{f"AUROC {name}": table["measured AUROC %"]})}
+
+
+def pareto(table: pd.DataFrame, cost: str, gain: str) -> pd.DataFrame:
+    """Rows that no other row beats in both: column `cost` low, column `gain` high; cheapest first."""
+    ordered = table.dropna(subset=[cost, gain]).sort_values([cost, gain], ascending=[True, False])
+    return ordered[ordered[gain] > ordered[gain].cummax().shift(fill_value=-np.inf)]
+
+
 def markdown(table: pd.DataFrame) -> str:
     """Pipe table of a frame of texts; unlike HTML its links work on a code host, too."""
     rows = [list(table.columns), ["---"] * table.shape[1], *table.astype(str).to_numpy().tolist()]
@@ -115,9 +139,10 @@ def note(categories: list[str], weights: str) -> str:
         lines.append("**Random weights:** the network was not trained. Its run times are real; its AUROC says nothing "
                      "about the method with trained features.")
     if weights == "bundled":
-        lines.append("**Bundled weights:** the network was trained by this project on pictures made by formula, no "
-                     "photograph among them. They tell defects from good parts, but not as well as the ImageNet "
-                     "weights with which the thesis measured.")
+        lines.append("**Bundled weights:** a ResNet-18 trained by this project on pictures made by formula, no "
+                     "photograph among them. On the real sets looked at they do best with level 1; with level 2, the "
+                     "thesis' best, ImageNet weights detect better. Other networks have none: their times are "
+                     f"measured, their AUROC {NEEDED}.")
     return "\n\n".join(lines)
 
 
