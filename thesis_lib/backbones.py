@@ -7,7 +7,7 @@ import hashlib
 import importlib
 import sys
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import safetensors.torch
@@ -44,7 +44,8 @@ class Backbone(nn.Module):
         super().__init__()
         self.name, self.layers, self.weights, self.tap = name, check(name, layers, tap), weights, tap
         self.levels = levels
-        self.channels, self.strides = _shapes(name, self.layers)
+        self.channels = {level: _pyramid(name)[level][0] for level in self.layers}
+        self.strides = {level: _pyramid(name)[level][1] for level in self.layers}
 
     @torch.no_grad()
     def forward(self, images: torch.Tensor) -> dict[int, torch.Tensor]:
@@ -195,15 +196,15 @@ def _tapped(level: nn.Sequential, x: torch.Tensor) -> tuple[torch.Tensor, torch.
     return before, F.relu(before)
 
 
-def _shapes(name: str, layers: Sequence[int]) -> tuple[dict[int, int], dict[int, int]]:
-    """Channels and strides per level, read off tensors without storage."""
+@cache
+def _pyramid(name: str) -> dict[int, tuple[int, int]]:
+    """(channels, stride) of every level, read off tensors without storage."""
     with torch.device("meta"), torch.no_grad():
-        x, side, channels, strides = torch.empty(1, 3, 64, 64), 64, {}, {}
-        for level, block in _trunk(name, layers).eval().items():
+        x, side, found = torch.empty(1, 3, 64, 64), 64, {}
+        for level, block in _trunk(name, (1, 2, 3, 4)).eval().items():
             x = block(x)
-            if int(level) in layers:
-                channels[int(level)], strides[int(level)] = x.shape[1], side // x.shape[-1]
-    return channels, strides
+            found[int(level)] = x.shape[1], side // x.shape[-1]
+    return found
 
 
 def _torchvision_key(name: str, key: str) -> str:
@@ -247,7 +248,7 @@ def _sha256(path: Path) -> str:
         raise WeightsError(f"{path}: not readable ({error.strerror}); install the project again") from error
 
 
-@lru_cache
+@cache
 def _content_hash(path: Path, changed: int) -> str:
     """Once for every state of the file: a table of a hundred configurations asks a hundred times."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]

@@ -15,6 +15,7 @@ PACKAGES = ("torch", "torchvision", "faiss-cpu", "numpy", "scipy", "scikit-learn
             "papermill", "pillow", "safetensors")
 
 
+@cache
 def version_of(package: str) -> str | None:
     try:
         return metadata.version(package)
