@@ -100,7 +100,7 @@ def test_a_bar_that_was_only_timed_says_what_it_needs():
     assert np.isnan(table.loc["1%", ["measured AUROC %", "difference"]].astype(float)).all()
     assert table.loc["1%", "measured ms"] == 10
     halves = tables.panels("3.2", table, {"1%": timed(), DEFAULT: timed(2)}, "pad")
-    assert list(halves) == ["thesis, Fig. 3.2", "measured here"]
+    assert list(halves) == ["thesis, Fig. 3.2", "measured here, bars of Fig. 3.2"]
     thesis, measured = halves.values()
     assert thesis.loc["1%"].tolist() == pytest.approx([50.5632, 28.9203, 9.4515, 0.0304, 98.9949, 94.2969])
     assert measured.loc[DEFAULT, list(tables.STAGES)].tolist() == [8, 6, 4, 2]

@@ -95,7 +95,7 @@ def measure_times(detectors: Mapping[str, Detector], category: Category, preproc
 
 def compare(detectors: Mapping[str, Detector], category: Category, preprocess: Preprocess, *, seeds: int,
             pictures: int) -> tuple[dict[str, pd.DataFrame], dict[str, dict]]:
-    """Rows of `evaluate_many` (without pixel metrics) and of `measure_times`, by name.
+    """Rows of `evaluate_many` (without pixel metrics) and of `measure_times` (pictures 0: none), by name.
 
     A detector whose weights are not at hand has no rows; it is timed with random ones: run time does not depend on
     their values.
@@ -105,6 +105,8 @@ def compare(detectors: Mapping[str, Detector], category: Category, preprocess: P
     complete = {name: detector for name, detector in detectors.items()
                 if (detector.backbone, detector.levels, detector.weights) in at_hand}
     rows = evaluate_many(complete, category, preprocess, seeds=seeds, pixels=False)
+    if not pictures:
+        return rows, {}
     timed = {name: complete.get(name) or replace(detector, weights="random") for name, detector in detectors.items()}
     return rows, measure_times(timed, category, preprocess, pictures=pictures)
 

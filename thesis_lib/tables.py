@@ -2,13 +2,13 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from thesis_lib import metrics, paths
+from thesis_lib import metrics, paths, results
 
 STAGES = ("extraction", "embedding", "search", "score")
 NEEDED = "needs ImageNet weights"
@@ -96,6 +96,23 @@ def contents(profile: str) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def published(by: Sequence[str], **fixed: str) -> pd.DataFrame:
+    """PatchCore on real pictures, from the rows that ship with the project: AUROC over the banks in %.
+
+    One line per category, weights and the parameters `by`; `fixed` are parameters that must have a value. Levels are
+    written as the thesis does: layers="2+3". Bank 1000 and the plain maximum unless `fixed` says otherwise.
+    """
+    rows = results.load_all()
+    rows = rows[(rows["origin"] == "published") & (rows["kind"] == "auroc") & (rows["method"] == "patchcore")]
+    rows = rows.rename(columns=lambda name: name.removeprefix("parameters."))
+    rows = rows.assign(layers=["+".join(map(str, levels)) for levels in rows["layers"]],
+                       auroc=100 * rows["image_auroc"], weights=rows["weights.source"])
+    for name, value in ({"bank": 1000, "score": "max"} | fixed).items():
+        rows = rows[rows[name] == value]
+    table = rows.groupby(["category", "weights", *by], sort=False)["auroc"].agg(["mean", "min", "max", "count"])
+    return table.set_axis(["AUROC %", "lowest bank", "highest bank", "banks"], axis=1)
+
+
 def panels(figure: str, table: pd.DataFrame, times: Mapping[str, dict], name: str) -> dict[str, pd.DataFrame]:
     """The two halves of `figures.stage_bars`: the thesis' bars, and what `beside` and `measure_time` say here.
 
@@ -106,7 +123,7 @@ def panels(figure: str, table: pd.DataFrame, times: Mapping[str, dict], name: st
         **{"AUROC MVTec AD": bars["auroc_mvtec_pct"], "AUROC Granulat": bars["auroc_granulat_pct"]})
     right = stage_times(figure, times).xs("measured", level="source").drop(columns="total").loc[list(table.index)]
     return {f"thesis, Fig. {figure}": left,
-            "measured here": right.assign(**{f"AUROC {name}": table["measured AUROC %"]})}
+            f"measured here, bars of Fig. {figure}": right.assign(**{f"AUROC {name}": table["measured AUROC %"]})}
 
 
 def pareto(table: pd.DataFrame, cost: str, gain: str) -> pd.DataFrame:
