@@ -20,7 +20,7 @@ BLOCK = 65_536          # rows read at a time
 # Of the farthest-first search; no choice depends on them. Measured with benchmarks/bench_coreset.py.
 SINK = 0.94             # the floor as a share of the largest squared distance
 COMPETING = 4096        # rows at most that are kept up to date pick by pick
-TILE = 1024             # rows that catch up at a time
+TILE = 1024             # rows that catch up at a time, and picks at a time that they catch up with
 METHODS = ("greedy", "random")
 log = logging.getLogger("thesis_lib")
 
@@ -40,7 +40,8 @@ def size(bank: int | str, n: int) -> int:
 def check_memory(n: int, dim: int, limit_gb: float | None, projection: int | None = None) -> float:
     """Gigabytes that n patches of dim float32 need, with what greedy keeps of each; raises above the limit.
 
-    projection adds the copy of so many dimensions. limit_gb None means three quarters of this machine's memory.
+    projection adds the copy of so many dimensions; not counted is the workspace, about 0.1 GB at 128 dimensions.
+    limit_gb None means three quarters of this machine's memory.
     """
     copy = projection if projection and projection < dim else 0
     kept = 5 * 8        # bytes of a patch: distance, picks seen, and three lists of indices while it catches up
@@ -121,8 +122,8 @@ def _farthest_first(features: np.ndarray, first: int) -> Iterator[int]:
 def _catch_up(rows: np.ndarray, features: np.ndarray, chosen: list[int], nearest: np.ndarray, seen: np.ndarray) -> None:
     """Bring `nearest` of these rows up to date with all chosen ones: the matrix product only says which is nearest."""
     rows = rows[np.argsort(seen[rows], kind="stable")]
-    for start in range(int(seen[rows].min()), len(chosen), COMPETING):
-        stop = min(start + COMPETING, len(chosen))
+    for start in range(int(seen[rows].min()), len(chosen), TILE):
+        stop = min(start + TILE, len(chosen))
         centres = features[chosen[start:stop]].astype(np.float64)
         norms = torch.from_numpy(_squared(centres, 0))
         behind = rows[seen[rows] < stop]
