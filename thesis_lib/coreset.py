@@ -44,7 +44,7 @@ def check_memory(n: int, dim: int, limit_gb: float | None, projection: int | Non
     limit_gb None means three quarters of this machine's memory.
     """
     copy = projection if projection and projection < dim else 0
-    kept = 5 * 8        # bytes of a patch: distance, picks seen, and three lists of indices while it catches up
+    kept = 6 * 8        # bytes of a patch: distance, picks seen, and four lists of indices while all catch up
     return memory.check(n * (4 * (dim + copy) + kept) / 1e9, limit_gb, f"{n} patches of dimension {dim}",
                         "use fewer pictures, a deeper level or a pooling stride, a smaller d")
 
@@ -120,7 +120,11 @@ def _farthest_first(features: np.ndarray, first: int) -> Iterator[int]:
 
 
 def _catch_up(rows: np.ndarray, features: np.ndarray, chosen: list[int], nearest: np.ndarray, seen: np.ndarray) -> None:
-    """Bring `nearest` of these rows up to date with all chosen ones: the matrix product only says which is nearest."""
+    """Bring `nearest` of these rows up to date with all chosen ones.
+
+    The matrix product only says which chosen row is nearest, the distance is then written out: its rounding, some
+    1e-15 of |x|^2 in float64, matters only where two chosen rows are equally near to within that.
+    """
     rows = rows[np.argsort(seen[rows], kind="stable")]
     for start in range(int(seen[rows].min()), len(chosen), TILE):
         stop = min(start + TILE, len(chosen))
