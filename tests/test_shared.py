@@ -6,10 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from thesis_lib import backbones, data, evaluation
+from benchmarks.bench_coreset import plain_loop
+from thesis_lib import backbones, coreset, data, evaluation
 from thesis_lib.methods import PatchCore
 
 SHARED = Path(os.environ.get("THESIS_SHARED") or Path(__file__).resolve().parents[2] / "shared")
@@ -46,6 +48,14 @@ def test_trained_weights_load_up_to_the_level_they_hold(screw):
         backbones.load("resnet18", (4,), str(RESNET18))
     with pytest.raises(backbones.WeightsError, match=r"holds no layer1\.2\.conv1\.weight"):
         backbones.load("resnet34", (2,), str(RESNET18))
+
+
+def test_coreset_of_real_patches_is_farthest_first(screw):
+    """8 pictures, 8192 patches of 128 numbers, against the plain loop in float64."""
+    patches = np.asarray(PatchCore(layers=(2,), weights=str(RESNET18)).collect(
+        data.Pictures(screw.subset(8).train, data.Preprocess())))
+    chosen, exact = coreset.select(patches, 1000), torch.from_numpy(patches).double()
+    assert chosen.tolist() == plain_loop(exact, exact.square().sum(dim=1), 1000, int(chosen[0]))
 
 
 @pytest.mark.slow

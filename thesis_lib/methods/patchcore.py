@@ -92,7 +92,8 @@ class PatchCore(Detector):
             for features in maps.batches(self.layers):
                 vectors = embed(features).vectors                           # (b, P, D)
                 n += vectors.shape[0] * vectors.shape[1]
-                coreset.check_memory(max(n, expected * vectors.shape[1]), vectors.shape[2], self.memory_limit_gb)
+                coreset.check_memory(max(n, expected * vectors.shape[1]), vectors.shape[2], self.memory_limit_gb,
+                                     self.projection)
                 yield vectors.flatten(0, 1)
 
         collected = memory.on_disk(patches())
