@@ -35,18 +35,24 @@ class Backbone(nn.Module):
         super().__init__()
         self.name, self.layers, self.weights = name, tuple(layers), weights
         self.levels = levels
-        self.channels, self.strides = _shapes(name, self.layers)
+        self.channels, self.strides = shapes(name, self.layers)
 
     @torch.no_grad()
     def forward(self, images: torch.Tensor) -> dict[int, torch.Tensor]:
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"images of shape {tuple(images.shape)}: needs (B, 3, H, W)")
-        features, x = {}, images
-        for level, block in self.levels.items():
-            x = block(x)
-            if int(level) in self.layers:
-                features[int(level)] = x
-        return features
+        check_images(images)
+        return dict(zip(self.layers, _walk(self.levels, self.layers, images), strict=True))
+
+
+class Maps(nn.Module):
+    """The bare network of a backbone, images -> tuple of maps: no check and no dict, so that tools can trace it."""
+
+    def __init__(self, backbone: Backbone):
+        super().__init__()
+        self.levels, self.layers = backbone.levels, backbone.layers
+        self.eval()
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return _walk(self.levels, self.layers, images)
 
 
 def load(name: str, layers: Sequence[int], weights: str = "imagenet", seed: int = 0) -> Backbone:
@@ -115,6 +121,11 @@ def check(name: str, layers: Sequence[int]) -> tuple[int, ...]:
     return levels
 
 
+def check_images(images: torch.Tensor) -> None:
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"images of shape {tuple(images.shape)}: needs (B, 3, H, W)")
+
+
 def torchvision():
     """torchvision, also where its compiled operators do not load (PyPI's wheel beside the CPU build of torch).
 
@@ -135,6 +146,15 @@ def torchvision():
     return importlib.import_module("torchvision")
 
 
+def _walk(levels: nn.ModuleDict, layers: Sequence[int], x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    maps = []
+    for level, block in levels.items():
+        x = block(x)
+        if int(level) in layers:
+            maps.append(x)
+    return tuple(maps)
+
+
 def _trunk(name: str, layers: Sequence[int]) -> nn.ModuleDict:
     """One module per level up to the deepest; the stem belongs to level 1."""
     net = torchvision().models.get_model(name, weights=None)
@@ -148,7 +168,7 @@ def _trunk(name: str, layers: Sequence[int]) -> nn.ModuleDict:
     return nn.ModuleDict({str(level): blocks[level - 1] for level in range(1, max(layers) + 1)})
 
 
-def _shapes(name: str, layers: Sequence[int]) -> tuple[dict[int, int], dict[int, int]]:
+def shapes(name: str, layers: Sequence[int]) -> tuple[dict[int, int], dict[int, int]]:
     """Channels and strides per level, read off tensors without storage."""
     with torch.device("meta"), torch.no_grad():
         x, side, channels, strides = torch.empty(1, 3, 64, 64), 64, {}, {}

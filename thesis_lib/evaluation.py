@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from sklearn.exceptions import NotFittedError
 
-from thesis_lib import backbones, metrics, results, timing
+from thesis_lib import backbones, engines, metrics, results, timing
 from thesis_lib.data import Category, Pictures, Preprocess
 from thesis_lib.methods.base import Detector, Prediction
 from thesis_lib.progress import track
@@ -84,6 +84,7 @@ def subject(detector: Detector, category: Category, preprocess: Preprocess, *, s
     weights = parameters.pop("weights", None)       # the path of a file is not its identity, its hash is
     return {"method": detector.name, "category": category.name, "seed": seed,
             "weights": backbones.record(detector.backbone, weights) if weights else None,
+            "engine": engines.record(parameters.get("engine", "eager")),
             "parameters": parameters, "preprocess": asdict(preprocess), "data": category.fingerprint}
 
 

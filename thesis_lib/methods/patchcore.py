@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from thesis_lib import backbones, coreset, embedding, memory, scoring, search
+from thesis_lib import backbones, coreset, embedding, engines, memory, scoring, search
 from thesis_lib.methods.base import Detector, Prediction, one_of, parameter
 
 
@@ -21,6 +21,8 @@ class PatchCore(Detector):
     layers: tuple[int, ...] = parameter((2,), "levels whose feature maps are used, 1 to 4, e.g. 2,3", features=True)
     weights: str = parameter("imagenet", "imagenet, bundled, random or a .safetensors file in torchvision's "
                              "key names", features=True)
+    engine: str = parameter("eager", "what runs the network: eager (torch), fast (ONNX Runtime) or int8", features=True)
+    calibration: int = parameter(100, "training pictures, evenly spaced, that set the ranges of int8", features=True)
     embedding: str = parameter("avg_k3_s1_p1", "original_d1024, avg_k3_s1_p1, max_..., avgmax_..., adaptive_7 or "
                                "identity", features=True)
     join: str = parameter("repeat", "how a deeper level reaches the finest grid: repeat or interpolate", features=True)
@@ -39,6 +41,7 @@ class PatchCore(Detector):
 
     def __post_init__(self):
         self.layers = backbones.check(self.backbone, self.layers)
+        engines.check(self.engine, self.calibration)
         embedding.parse(self.embedding, self.join)
         coreset.size(self.bank, 10**12)
         if str(self.bank).strip().isdigit():    # "1000" and 1000 are one configuration
@@ -73,7 +76,8 @@ class PatchCore(Detector):
 
     def collect(self, images) -> np.ndarray:
         """Patches of all pictures (N, D) float32, in an unnamed file on disk, so that memory stays bounded."""
-        self.backbone_ = backbones.load(self.backbone, self.layers, self.weights)
+        self.backbone_ = engines.build(self.backbone, self.layers, self.weights, self.engine, images,
+                                       self.calibration)
         embed = embedding.parse(self.embedding, self.join)
         n, expected = 0, len(getattr(images, "samples", ()))                # pictures, where known beforehand
 
@@ -96,11 +100,11 @@ class PatchCore(Detector):
     def state(self):
         self._learned("bank_")
         return {"bank": self.bank_} | {f"backbone.{key}": value for key, value in
-                                       self.backbone_.levels.state_dict().items()}
+                                       engines.state(self.backbone_).items()}
 
     def restore(self, state, weights):
         trunk = {key.removeprefix("backbone."): value for key, value in state.items() if key != "bank"}
-        self.backbone_ = backbones.restore(self.backbone, self.layers, trunk, weights)
+        self.backbone_ = engines.restore(self.backbone, self.layers, trunk, weights)
         self._set_bank(state["bank"])
 
     def _set_bank(self, bank: torch.Tensor) -> None:
