@@ -76,8 +76,9 @@ def load(name: str, layers: Sequence[int], weights: str = "imagenet", seed: int 
 
 def restore(name: str, layers: Sequence[int], state: dict[str, torch.Tensor], origin: dict) -> Backbone:
     """Backbone from its own `levels.state_dict()`, as a saved detector holds it."""
+    layers = check(name, layers)
     with torch.device("meta"):                      # no memory for the levels that are cut off
-        trunk = _trunk(name, check(name, layers))
+        trunk = _trunk(name, layers)
     trunk.load_state_dict(state, assign=True)
     for parameter in trunk.parameters():
         parameter.requires_grad_(False)
