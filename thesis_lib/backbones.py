@@ -42,6 +42,11 @@ class Backbone(nn.Module):
         check_images(images)
         return dict(zip(self.layers, _walk(self.levels, self.layers, images), strict=True))
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its numbers."""
+        return sum(values.nbytes for values in self.levels.state_dict().values())
+
 
 class Maps(nn.Module):
     """The bare network of a backbone, images -> tuple of maps: no check and no dict, so that tools can trace it."""

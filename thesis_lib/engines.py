@@ -43,6 +43,11 @@ class Exported:
         maps = self._session.run(None, {"images": images.detach().numpy()})
         return dict(zip(self.layers, map(torch.from_numpy, maps), strict=True))
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole model file."""
+        return len(self.model)
+
     def _open(self) -> None:
         """A session keeps the threads it was made with, so another number needs another session."""
         runtime, self._threads = _package("onnxruntime"), torch.get_num_threads()
