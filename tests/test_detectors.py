@@ -17,8 +17,9 @@ pytestmark = pytest.mark.usefixtures("networks_built_once")
 NETWORK = {"backbone": "resnet18", "layers": (1,), "weights": "random"}
 TINY = {"patchcore": {**NETWORK, "bank": 20}, "spade": {**NETWORK, "k": 2}, "padim": {**NETWORK, "channels": 8}}
 # Parameter -> another value, and what else must be set for it to matter. "weights" is tested by itself.
+ENGINE = {"engine": ("int8", {}), "calibration": (1, {"engine": "int8"})}
 OTHER = {"patchcore": {
-    "seed": (1, {}), "backbone": ("resnet34", {}), "layers": ((2,), {}), "weights": (None, {}),
+    "seed": (1, {}), "backbone": ("resnet34", {}), "layers": ((2,), {}), "weights": (None, {}), **ENGINE,
     "tap": ("preactivation", {}), "activation": ("sigmoid", {}), "scaling": ("normalise", {}),
     "entropy_base": (2.718281828, {"scaling": "normalise_weight"}),
     "embedding": ("max_k3_s1_p1", {}), "join": ("interpolate", {"layers": (1, 2)}), "bank": (30, {}),
@@ -27,10 +28,11 @@ OTHER = {"patchcore": {
     "memory_limit_gb": (3.0, {})},
     "spade": {
     "seed": (1, {}), "backbone": ("resnet34", {}), "layers": ((1, 2), {"pooled": 1}), "pooled": (2, {}),
-    "weights": (None, {}), "k": (3, {}), "kappa": (2, {}), "distance": ("l2", {}), "embedding": ("avg_k3_s1_p1", {}),
-    "join": ("interpolate", {"layers": (1, 2)}), "search": ("torch", {}), "search_threads": (1, {})},
+    "weights": (None, {}), **ENGINE, "k": (3, {}), "kappa": (2, {}), "distance": ("l2", {}),
+    "embedding": ("avg_k3_s1_p1", {}), "join": ("interpolate", {"layers": (1, 2)}), "search": ("torch", {}),
+    "search_threads": (1, {})},
     "padim": {
-    "seed": (1, {}), "backbone": ("resnet34", {}), "layers": ((2,), {}), "weights": (None, {}),
+    "seed": (1, {}), "backbone": ("resnet34", {}), "layers": ((2,), {}), "weights": (None, {}), **ENGINE,
     "embedding": ("avg_k3_s2_p1", {}), "join": ("interpolate", {"layers": (1, 2)}), "channels": (9, {}),
     "eps": (0.1, {}), "sigma": (0.0, {}), "memory_limit_gb": (3.0, {})}}
 CASES = [(name, parameter) for name, others in OTHER.items() for parameter in others
@@ -177,6 +179,34 @@ def test_save_and_load_give_equal_scores_bit_for_bit(name, tmp_path):
     assert same(answers(loaded), answers(detector))
     assert loaded.parameters() == detector.parameters()
     assert loaded.backbone_.weights == detector.backbone_.weights
+
+
+@pytest.mark.parametrize("engine", ["fast", "int8"])
+def test_engines_score_alike_and_are_saved(name, engine, tmp_path):
+    """SPADE's image score is the square of a small distance between pooled vectors, so rounding shows most there.
+    PatchCore keeps all rows: of features that differ a little another coreset would be drawn.
+    """
+    rows = {"bank": "100%"} if name == "patchcore" else {}
+    eager, other = fitted(name, **rows), fitted(name, engine=engine, **rows)
+    tolerance = {"fast": 1e-3, "int8": 0.3 if name == "spade" else 0.1}[engine]
+    for a, b in zip(answers(other), answers(eager), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=tolerance * b.max().item())
+    loaded = METHODS[name].load(other.save(tmp_path / "detector.safetensors"))
+    assert same(answers(loaded), answers(other)) and loaded.engine == engine
+    singles = [other.predict(image[None]).score for image in TEST]
+    torch.testing.assert_close(torch.cat(singles), answers(other)[0], atol=1e-4, rtol=1e-4)
+
+
+def test_int8_takes_nominal_training_pictures_only(name, pad, small):
+    with pytest.raises(ValueError, match="is a test picture; fit takes training"):
+        make(name, engine="int8").fit(data.Pictures((*pad.train, pad.test[0]), small))
+
+
+@pytest.mark.parametrize(("parameters", "message"), [
+    ({"engine": "tpu"}, "engine='tpu': needs one of eager, fast, int8"), ({"calibration": 0}, "calibration=0")])
+def test_wrong_engines_are_refused_at_once(name, parameters, message):
+    with pytest.raises(ValueError, match=message):
+        make(name, **parameters)
 
 
 def test_a_detector_that_was_never_saved_cannot_be_loaded(name, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from matplotlib import pyplot
 
-from thesis_lib import figures
+from thesis_lib import figures, quantize
 
 
 @pytest.fixture
@@ -138,3 +138,16 @@ def test_to_rgb_undoes_the_normalisation(pad, small):
     assert pixels.shape == (64, 64, 3)
     assert (pixels[small.mask(pad.test[-1])] == 255).all()
     assert figures.to_rgb(torch.full((3, 2, 2), 99.0)).max() == 255
+
+
+def test_rounding_marks_the_ranges_and_counts_every_error_within_half_a_step(drawn):
+    values = np.linspace(-1, 3, 1001, dtype=np.float32)
+    maps = {"whole": quantize.affine(values), "cut": quantize.affine(values, quantile=0.1)}
+    figure = drawn(figures.rounding({"one": (values, maps), "two": (2 * values, maps)}))
+    top, bottom = figure.axes[0], figure.axes[2]          # row by row
+    assert top.get_title() == "one"
+    ends = [line.get_xdata()[0] for line in top.lines]
+    assert ends == pytest.approx([*maps["whole"].range, *maps["cut"].range])
+    assert len(top.get_legend().get_texts()) == 2
+    inside = sum(bar.get_height() for bar in bottom.patches if abs(bar.get_x() + bar.get_width() / 2) < 0.5)
+    assert inside >= 1000, "but for one at the edge of a bin"

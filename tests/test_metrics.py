@@ -112,6 +112,38 @@ def test_interval_of_several_seeds_is_about_their_mean():
     assert metrics.auroc_interval(labels, np.stack([good, good])) == metrics.auroc_interval(labels, good)
 
 
+def test_difference_is_that_of_the_two_areas_and_lies_in_its_interval():
+    labels, good = graded(60, 0, shift=2)
+    _, poor = graded(60, 1, shift=0.5)
+    found, low, high = metrics.auroc_difference(labels, good, poor)
+    assert found == pytest.approx(metrics.image_auroc(labels, good) - metrics.image_auroc(labels, poor))
+    assert low < found < high
+    turned = metrics.auroc_difference(labels, poor, good)
+    assert turned == pytest.approx((-found, -high, -low), abs=0.02)
+
+
+def test_difference_is_paired():
+    """A hair of noise moves both alike: the interval is far narrower than that of either, and none for equal scores."""
+    labels, scores = graded(80)
+    nudged = scores + 0.02 * np.random.default_rng(3).standard_normal(80)
+    _, low, high = metrics.auroc_difference(labels, nudged, scores)
+    assert 0 < high - low < 0.2 * np.diff(metrics.auroc_interval(labels, scores)).item()
+    assert metrics.auroc_difference(labels, scores, scores) == pytest.approx((0, 0, 0))
+
+
+def test_difference_of_several_seeds_is_that_of_the_means():
+    labels, good = graded(60, 0, shift=2)
+    _, poor = graded(60, 1, shift=0.5)
+    found, *_ = metrics.auroc_difference(labels, np.stack([good, good, poor]), poor)
+    each = [metrics.image_auroc(labels, row) for row in (good, poor)]
+    assert found == pytest.approx(2 / 3 * (each[0] - each[1]))
+
+
+def test_difference_of_nan_is_an_error():
+    with pytest.raises(ValueError, match="1 of 4 scores are NaN"):
+        metrics.auroc_difference([0, 1, 1, 0], np.arange(4.0), np.array([1, 2, NAN, 4]))
+
+
 def regions(mask):
     """Connected pixels, corners count: list of sets of (row, column)."""
     left, found = {tuple(pixel) for pixel in np.argwhere(mask)}, []

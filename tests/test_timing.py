@@ -145,3 +145,27 @@ def test_threads_are_set_while_measuring_and_restored(fails):
 def test_refusals(arguments, message):
     with pytest.raises(ValueError, match=message):
         timing.measure(Counting(), **{"images": images(1), **arguments})
+
+
+def test_interleaved_calls_everything_once_a_round_in_changing_order(clock):
+    called = []
+
+    def call(name, seconds):
+        def run(x):
+            called.append(name)
+            clock.now += seconds if len(called) % 2 == 0 else 99.0          # the warm-up before it does not count
+            return x
+        return run
+
+    calls = {"quick": call("quick", 1.0), "slow": call("slow", 3.0)}
+    seconds = timing.interleaved(calls, 0, rounds=20)
+    assert seconds["quick"] == pytest.approx(np.full(20, 1.0)) and seconds["slow"] == pytest.approx(np.full(20, 3.0))
+    rounds = np.array(called).reshape(20, 2, 2)
+    assert (rounds[:, :, 0] == rounds[:, :, 1]).all() and (np.sort(rounds[:, :, 0]) == ["quick", "slow"]).all()
+    assert len({tuple(one) for one in rounds[:, :, 0]}) == 2, "one order all the time"
+
+
+@pytest.mark.parametrize("wrong", [{"rounds": 0}, {"warmup": -1}])
+def test_interleaved_refuses(wrong):
+    with pytest.raises(ValueError, match="needs rounds >= 1 and warmup >= 0"):
+        timing.interleaved({"nothing": id}, 0, **wrong)

@@ -44,27 +44,34 @@ class Backbone(nn.Module):
         super().__init__()
         self.name, self.layers, self.weights, self.tap = name, check(name, layers, tap), weights, tap
         self.levels = levels
-        self.channels = {level: _pyramid(name)[level][0] for level in self.layers}
-        self.strides = {level: _pyramid(name)[level][1] for level in self.layers}
+        self.channels, self.strides = shapes(name, self.layers)
 
     @torch.no_grad()
     def forward(self, images: torch.Tensor) -> dict[int, torch.Tensor]:
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"images of shape {tuple(images.shape)}: needs (B, 3, H, W)")
-        features, x = {}, images
-        for level, module in self.levels.items():
-            if int(level) in self.layers and self.tap != "output":
-                features[int(level)], x = _tapped(module, x)
-                continue
-            x = module(x)
-            if int(level) in self.layers:
-                features[int(level)] = x
-        return features
+        check_images(images)
+        return dict(zip(self.layers, _walk(self.levels, self.layers, images, self.tap), strict=True))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its numbers."""
+        return sum(values.nbytes for values in self.levels.state_dict().values())
 
     def cut(self, layers: Sequence[int]) -> "Backbone":
         """The same network for fewer levels: shares the modules, ends after the deepest of `layers`."""
         levels = nn.ModuleDict({level: module for level, module in self.levels.items() if int(level) <= max(layers)})
         return Backbone(self.name, levels, layers, self.weights, self.tap).eval()
+
+
+class Maps(nn.Module):
+    """The bare network of a backbone, images -> tuple of maps: no check and no dict, so that tools can trace it."""
+
+    def __init__(self, backbone: Backbone):
+        super().__init__()
+        self.levels, self.layers, self.tap = backbone.levels, backbone.layers, backbone.tap
+        self.eval()
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return _walk(self.levels, self.layers, images, self.tap)
 
 
 def load(name: str, layers: Sequence[int], weights: str = "imagenet", seed: int = 0, tap: str = "output") -> Backbone:
@@ -98,8 +105,9 @@ def at_hand(name: str, layers: Sequence[int], weights: str) -> bool:
 def restore(name: str, layers: Sequence[int], state: dict[str, torch.Tensor], origin: dict,
             tap: str = "output") -> Backbone:
     """Backbone from its own `levels.state_dict()`, as a saved detector holds it."""
+    layers = check(name, layers)
     with torch.device("meta"):                      # no memory for the levels that are cut off
-        trunk = _trunk(name, check(name, layers))
+        trunk = _trunk(name, layers)
     trunk.load_state_dict(state, assign=True)
     for parameter in trunk.parameters():
         parameter.requires_grad_(False)
@@ -146,6 +154,11 @@ def check(name: str, layers: Sequence[int], tap: str = "output") -> tuple[int, .
     return levels
 
 
+def check_images(images: torch.Tensor) -> None:
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"images of shape {tuple(images.shape)}: needs (B, 3, H, W)")
+
+
 def torchvision():
     """torchvision, also where its compiled operators do not load (PyPI's wheel beside the CPU build of torch).
 
@@ -164,6 +177,18 @@ def torchvision():
         library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     _KEEP.append(library)       # the declaration lives as long as this object
     return importlib.import_module("torchvision")
+
+
+def _walk(levels: nn.ModuleDict, layers: Sequence[int], x: torch.Tensor, tap: str) -> tuple[torch.Tensor, ...]:
+    maps = []
+    for level, block in levels.items():
+        if tap == "output" or int(level) not in layers:
+            found = x = block(x)
+        else:
+            found, x = _tapped(block, x)
+        if int(level) in layers:
+            maps.append(found)
+    return tuple(maps)
 
 
 def _trunk(name: str, layers: Sequence[int]) -> nn.ModuleDict:
@@ -194,6 +219,12 @@ def _tapped(level: nn.Sequential, x: torch.Tensor) -> tuple[torch.Tensor, torch.
         inner = last.bn3(last.conv3(last.relu(inner)))
     before = inner + (x if last.downsample is None else last.downsample(x))
     return before, F.relu(before)
+
+
+def shapes(name: str, layers: Sequence[int]) -> tuple[dict[int, int], dict[int, int]]:
+    """Channels and strides of these levels."""
+    every = _pyramid(name)
+    return {level: every[level][0] for level in layers}, {level: every[level][1] for level in layers}
 
 
 @cache

@@ -66,8 +66,8 @@ class Category:
         n_good = round(test * len(good) / len(self.test)) if test and self.test else 0
         if test > 1 and good and bad:
             n_good = min(max(n_good, 1), test - 1)
-        chosen = _evenly(good, n_good)[:n_good] + _evenly(bad, test - n_good)[:test - n_good] if test else self.test
-        return replace(self, train=tuple(_evenly(self.train, train)), test=tuple(chosen))
+        chosen = evenly(good, n_good)[:n_good] + evenly(bad, test - n_good)[:test - n_good] if test else self.test
+        return replace(self, train=tuple(evenly(self.train, train)), test=tuple(chosen))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -159,6 +159,10 @@ class Pictures:
     def __len__(self) -> int:
         """Number of batches."""
         return -(-len(self.samples) // self.batch_size)
+
+    def evenly(self, count: int) -> "Pictures":
+        """At most so many of them, evenly spaced."""
+        return Pictures(evenly(self.samples, count), self.preprocess, self.batch_size)
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         for start in range(0, len(self.samples), self.batch_size):
@@ -288,7 +292,8 @@ def _bytes(path: Path) -> bytes:
         raise DataError(f"{path}: not readable ({error.strerror})") from error
 
 
-def _evenly(items: Sequence, count: int) -> list:
+def evenly(items: Sequence, count: int) -> list:
+    """At most count of the items, evenly spaced, the first and the last among them; 0 takes all."""
     if not count or count >= len(items):
         return list(items)
     return [items[index] for index in np.linspace(0, len(items) - 1, count).round().astype(int)]

@@ -12,6 +12,9 @@ CHECKS = {
                    "b(torch.zeros(1, 3, 64, 64)); print(backbones.torchvision().__version__)",
     "faiss": "import faiss, numpy; i = faiss.IndexFlatL2(8); i.add(numpy.ones((9, 8), 'f4')); "
              "i.search(numpy.ones((2, 8), 'f4'), 1); print(faiss.__version__)",
+    "onnxruntime": "import torch, onnxruntime; from thesis_lib import engines; "
+                   "b = engines.build('resnet18', (1,), 'random', 'fast'); b(torch.zeros(1, 3, 64, 64)); "
+                   "print(onnxruntime.__version__)",
     "torch, then faiss": "import torch, faiss, numpy; torch.ones(512, 512) @ torch.ones(512, 512); "
                          "i = faiss.IndexFlatL2(64); i.add(numpy.ones((999, 64), 'f4')); "
                          "i.search(numpy.ones((99, 64), 'f4'), 1); print('together')",

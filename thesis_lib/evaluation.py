@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from sklearn.exceptions import NotFittedError
 
-from thesis_lib import backbones, metrics, results, timing
+from thesis_lib import backbones, engines, metrics, results, timing
 from thesis_lib.configuration import Configuration
 from thesis_lib.data import Category, Pictures, Preprocess
 from thesis_lib.features import Extracted, Stored
@@ -114,8 +114,8 @@ def compare(detectors: Mapping[str, Detector], category: Category, preprocess: P
 def subject(detector: Detector, category: Category, preprocess: Preprocess, *, seed: int) -> dict:
     """Everything that decides a result: the configuration, data, seed."""
     configuration = Configuration.of(detector, preprocess)
-    return {"configuration": configuration.id, **asdict(configuration), "category": category.name,
-            "data": category.fingerprint, "seed": seed}
+    return {"configuration": configuration.id, **asdict(configuration), "engine": engines.record(detector.engine),
+            "category": category.name, "data": category.fingerprint, "seed": seed}
 
 
 def worst(category: Category, scores: Sequence[float], count: int = 3) -> list[int]:
@@ -144,7 +144,7 @@ def _fitted(detector: Detector) -> bool:
 def _extract(detectors, groups, *pictures: Pictures) -> tuple:
     """The network of all groups, and the feature maps of each `pictures`: kept where more than one group asks."""
     every = [detectors[keys[0][0]] for keys in groups]
-    network = every[0].network(tuple(sorted({level for detector in every for level in detector.levels})))
+    network = every[0].network(tuple(sorted({level for detector in every for level in detector.levels})), pictures[0])
     maps = [Extracted(network, images) for images in pictures]
     return network, *(maps if len(groups) == 1 else map(Stored, maps))
 

@@ -12,6 +12,7 @@ from PIL import Image
 from sklearn.metrics import roc_curve
 
 from thesis_lib.data import IMAGENET_MEAN, IMAGENET_STD, Preprocess, Sample
+from thesis_lib.quantize import Affine
 from thesis_lib.tables import NEEDED
 
 STAGE_COLOURS = {"extraction": "#3b6ea5", "embedding": "#7fb2d9", "search": "#e0a03b", "score": "#8a8a8a"}
@@ -157,6 +158,29 @@ def lines(panels: Mapping[str, pd.DataFrame], ylabels: Sequence[str]) -> Figure:
     for axis, (title, frame), ylabel in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels.items(), ylabels,
                                             strict=True):
         frame.plot(ax=axis, title=title, ylabel=ylabel, xlabel=frame.index.name or "")
+    return figure
+
+
+def rounding(panels: Mapping[str, tuple[np.ndarray, Mapping[str, Affine]]]) -> Figure:
+    """Per entry the histogram of its values with the range of each map, and below it the error of the first map.
+
+    The error is in steps S: within the range it must fill -1/2 to 1/2 evenly and go no further.
+    """
+    figure = Figure(figsize=(4.6 * len(panels), 5.0), layout="constrained", dpi=90)
+    for (top, bottom), (title, (values, maps)) in zip(figure.subplots(2, len(panels), squeeze=False).T, panels.items(),
+                                                      strict=True):
+        top.hist(values, 200, color="0.6", log=True)
+        for (name, one), colour in zip(maps.items(), (GOOD, BAD), strict=False):
+            for end in one.range:
+                top.axvline(end, color=colour, lw=1.2, ls="--", label=f"{name}, S = {one.scale:.4f}")
+        handles = dict(zip(*top.get_legend_handles_labels()[::-1], strict=True))      # one entry for both ends
+        top.legend(handles.values(), handles, fontsize=7, loc="upper center")
+        top.set(title=title, xlabel="value", ylabel="how many", ylim=(0.6, 12 * top.get_ylim()[1]))     # room for it
+        name, one = next(iter(maps.items()))
+        bottom.hist((one.dequantize(one.quantize(values)) - values) / one.scale, np.linspace(-1, 1, 81), color=GOOD)
+        for half in (-0.5, 0.5):
+            bottom.axvline(half, color="black", lw=1, ls="--")
+        bottom.set(xlabel=f"error of {name}, in steps S", ylabel="how many", xticks=[-1, -0.5, 0, 0.5, 1])
     return figure
 
 

@@ -28,17 +28,20 @@ def auroc_interval(labels: Sequence[int], scores: np.ndarray, *, level: float = 
     scores (n,) or (S, n): with several seeds the mean AUROC over the seeds is resampled, all on the same pictures.
     """
     scores = np.atleast_2d(np.asarray(scores, dtype=np.float64))
-    for row in scores:
-        labels, _ = _checked(labels, row, None)
-    good, bad = (np.flatnonzero(labels == value) for value in (0, 1))
+    return _interval(labels, scores, np.full(len(scores), 1 / len(scores)), level, resamples, seed)
 
-    def mean_auroc(good_rows, bad_rows, axis=-1):
-        values = [_mann_whitney(row[good_rows], row[bad_rows]) for row in scores]
-        return np.mean(values, axis=0)
 
-    result = bootstrap((good, bad), mean_auroc, vectorized=True, n_resamples=resamples, batch=250,
-                       confidence_level=level, method="percentile", rng=np.random.default_rng(seed))
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+def auroc_difference(labels: Sequence[int], scores: np.ndarray, baseline: np.ndarray, *, level: float = 0.95,
+                     resamples: int = 2000, seed: int = 0) -> tuple[float, float, float]:
+    """Mean AUROC of scores minus that of baseline, each (n,) or (S, n), and its interval: (difference, low, high).
+
+    Paired: every resample takes the same pictures for both, so that what both find hard does not widen the interval.
+    """
+    scores, baseline = (np.atleast_2d(np.asarray(one, dtype=np.float64)) for one in (scores, baseline))
+    weights = np.repeat([1 / len(scores), -1 / len(baseline)], [len(scores), len(baseline)])
+    both = np.concatenate([scores, baseline])
+    low, high = _interval(labels, both, weights, level, resamples, seed)
+    return float(weights @ [image_auroc(labels, row) for row in both]), low, high
 
 
 def pixel_auroc(masks: np.ndarray, maps: np.ndarray) -> float:
@@ -62,6 +65,21 @@ def pro(masks: np.ndarray, maps: np.ndarray, *, limit: float = 0.3) -> float:
     fpr, overlap, _ = roc_curve(labels, scores, sample_weight=weights.ravel())
     inside = fpr <= limit       # the curve's own points: at a vertical step np.interp would keep its upper end only
     return float(auc(np.append(fpr[inside], limit), np.append(overlap[inside], np.interp(limit, fpr, overlap))) / limit)
+
+
+def _interval(labels, scores, weights, level, resamples, seed) -> tuple[float, float]:
+    """Bootstrap interval of the weighted sum of the AUROCs of scores (S, n)."""
+    for row in scores:
+        labels, _ = _checked(labels, row, None)
+    good, bad = (np.flatnonzero(labels == value) for value in (0, 1))
+
+    def combined(good_rows, bad_rows, axis=-1):
+        values = [_mann_whitney(row[good_rows], row[bad_rows]) for row in scores]
+        return np.tensordot(weights, values, axes=1)
+
+    result = bootstrap((good, bad), combined, vectorized=True, n_resamples=resamples, batch=250,
+                       confidence_level=level, method="percentile", rng=np.random.default_rng(seed))
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
 def _mann_whitney(good: np.ndarray, bad: np.ndarray) -> np.ndarray:

@@ -68,6 +68,7 @@ def _slug(kind: str, subject: dict) -> str:
     p = subject["parameters"]
     parts = [kind, subject["method"], subject["category"], p.get("backbone"),
              "L" + "".join(map(str, p["layers"])) if "layers" in p else None,
+             None if p.get("engine") == "eager" else p.get("engine"),
              p.get("embedding"), f"bank{p['bank']}" if "bank" in p else None,
              None if subject.get("seed") is None else f"s{subject['seed']}"]
     return "-".join(str(part) for part in parts if part is not None).replace("%", "pct").replace("/", "_")

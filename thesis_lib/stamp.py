@@ -12,7 +12,7 @@ from pathlib import Path
 from thesis_lib import paths
 
 PACKAGES = ("torch", "torchvision", "faiss-cpu", "numpy", "scipy", "scikit-learn", "pandas", "matplotlib",
-            "papermill", "pillow", "safetensors")
+            "papermill", "pillow", "safetensors", "onnx", "onnxruntime")
 
 
 @cache

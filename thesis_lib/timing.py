@@ -3,8 +3,9 @@
 import resource
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,6 +77,25 @@ def measure(detector: Detector, images: Iterable[torch.Tensor], *, warmup: int =
     if first is None:
         raise ValueError("no image to measure")
     return Timing(tuple(stages), np.array(seconds), first, size, used)
+
+
+def interleaved(calls: Mapping[str, Callable], x: Any, *, rounds: int = 20, warmup: int = 1,
+                seed: int = 0) -> dict[str, np.ndarray]:
+    """Seconds (rounds,) of each call on x, one after the other in a new order every round.
+
+    Whatever slows the machine down for a while hits all of them, so that ratios within a round can be trusted where
+    separate runs cannot. The warm-ups before each timed call drive out the caches and threads of the one before.
+    """
+    if rounds < 1 or warmup < 0:
+        raise ValueError(f"rounds={rounds}, warmup={warmup}: needs rounds >= 1 and warmup >= 0")
+    rng, names = np.random.default_rng(seed), list(calls)
+    seconds = {name: np.empty(rounds) for name in names}
+    for number in range(rounds):
+        for name in rng.permutation(names):
+            for _ in range(warmup):
+                calls[name](x)
+            seconds[name][number] = _walk([calls[name]], x)[0]
+    return seconds
 
 
 def _walk(stages: Sequence, x) -> list[float]:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 from sklearn.exceptions import NotFittedError
 
-from thesis_lib import backbones
+from thesis_lib import backbones, engines
 from thesis_lib.features import Extracted, Stored
 
 FORMAT = "1"            # of saved detectors
@@ -97,14 +97,12 @@ class Detector:
 
     def collect(self, images: Iterable[torch.Tensor]) -> Any:
         """Load the network, then `gather_nominal`."""
-        self.backbone_ = self.network(self.levels)
+        self.backbone_ = self.network(self.levels, images)
         return self.gather_nominal(Extracted(self.backbone_, images))
 
     def gather_nominal(self, maps: Extracted | Stored) -> Any:
         """`gather` behind the guard: the only way in for fit and for the evaluation."""
-        for sample in maps.samples:
-            if sample.split != "train":
-                raise ValueError(f"{sample.path}: is a {sample.split} picture; fit takes training pictures only")
+        _only_training(maps.samples)
         return self.gather(maps)
 
     @property
@@ -112,14 +110,18 @@ class Detector:
         """Levels of the network that are needed."""
         return self.layers
 
-    def network(self, levels: tuple[int, ...]) -> backbones.Backbone:
-        """The network up to these levels."""
-        return backbones.load(self.backbone, levels, self.weights, tap=self.tap)
+    def network(self, levels: tuple[int, ...], images: Iterable[torch.Tensor]) -> backbones.Backbone | engines.Exported:
+        """The network up to these levels, on its engine; int8 is calibrated on the images, nominal ones as in fit."""
+        _only_training(getattr(images, "samples", ()))
+        return engines.build(self.backbone, levels, self.weights, self.engine, images, self.calibration, self.tap)
 
     @property
     def network_by(self) -> tuple:
-        """Parameters of `network`; detectors equal in these can share one extraction, whatever their levels."""
-        return self.backbone, self.weights, self.tap
+        """Parameters of `network`; detectors equal in these can share one extraction. An eager network can be cut
+        anywhere, so levels do not count for it.
+        """
+        exported = () if self.engine == "eager" else (self.levels, self.calibration)
+        return self.backbone, self.weights, self.tap, self.engine, *exported
 
     def predict(self, images: torch.Tensor) -> Prediction:
         """images (B, 3, H, W) -> Prediction; the input is left unchanged."""
@@ -180,6 +182,12 @@ class Detector:
             return self.__dict__[attribute]
         except KeyError:
             raise NotFittedError(f"{type(self).__name__} has learned nothing yet: call fit first") from None
+
+
+def _only_training(samples: Iterable) -> None:
+    for sample in samples:
+        if sample.split != "train":
+            raise ValueError(f"{sample.path}: is a {sample.split} picture; fit takes training pictures only")
 
 
 def one_of(name: str, value: str, known: Iterable[str]) -> None:

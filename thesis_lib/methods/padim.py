@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from thesis_lib import backbones, embedding, memory
+from thesis_lib import backbones, embedding, engines, memory
 from thesis_lib.embedding import Patches
 from thesis_lib.methods.base import Detector, Prediction, blur, parameter
 from thesis_lib.progress import track
@@ -27,6 +27,8 @@ class PaDiM(Detector):
     layers: tuple[int, ...] = parameter((1, 2, 3), "levels whose feature maps are joined, 1 to 4", features=True)
     weights: str = parameter("imagenet", "imagenet, bundled, random or a .safetensors file in torchvision's "
                              "key names", features=True)
+    engine: str = parameter("eager", "what runs the network: eager (torch), fast (ONNX Runtime) or int8", features=True)
+    calibration: int = parameter(100, "training pictures, evenly spaced, that set the ranges of int8", features=True)
     embedding: str = parameter("identity", "identity, or pooling such as avg_k3_s2_p1: fewer positions, less memory",
                                features=True)
     join: str = parameter("repeat", "how a deeper level reaches the finest grid: repeat or interpolate", features=True)
@@ -40,6 +42,7 @@ class PaDiM(Detector):
 
     def __post_init__(self):
         self.layers = backbones.check(self.backbone, self.layers)
+        engines.check(self.engine, self.calibration)
         embedding.parse(self.embedding, self.join)
         if self.channels is not None and self.channels < 1:
             raise ValueError(f"channels={self.channels}: needs at least 1, or none for all")
@@ -98,11 +101,11 @@ class PaDiM(Detector):
         self._learned("factor_")
         return {"channels": self.channels_, "mean": self.mean_, "grid": torch.tensor(self.grid_)} | {
             f"factor.{number:03d}": panel for number, panel in enumerate(self.factor_)} | {
-            f"backbone.{key}": value for key, value in self.backbone_.levels.state_dict().items()}
+            f"backbone.{key}": value for key, value in engines.state(self.backbone_).items()}
 
     def restore(self, state, weights):
         trunk = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
-        self.backbone_ = backbones.restore(self.backbone, self.layers, trunk, weights)
+        self.backbone_ = engines.restore(self.backbone, self.layers, trunk, weights)
         self.channels_, self.mean_, self.grid_ = state["channels"], state["mean"], tuple(state["grid"].tolist())
         self.factor_ = [state[key] for key in sorted(state) if key.startswith("factor.")]
 

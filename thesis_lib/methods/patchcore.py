@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from thesis_lib import backbones, coreset, embedding, memory, scoring, search, transforms
+from thesis_lib import backbones, coreset, embedding, engines, memory, scoring, search, transforms
 from thesis_lib.methods.base import Detector, Prediction, one_of, parameter
 
 
@@ -25,6 +25,8 @@ class PatchCore(Detector):
                          "(inside its last block; ConvNeXt)", features=True)
     activation: str = parameter("identity", "function of every feature map: " + ", ".join(transforms.ACTIVATIONS),
                                 features=True)
+    engine: str = parameter("eager", "what runs the network: eager (torch), fast (ONNX Runtime) or int8", features=True)
+    calibration: int = parameter(100, "training pictures, evenly spaced, that set the ranges of int8", features=True)
     embedding: str = parameter("avg_k3_s1_p1", "original_d1024, avg_k3_s1_p1, max_..., avgmax_..., adaptive_7 or "
                                "identity", features=True)
     join: str = parameter("repeat", "how a deeper level reaches the finest grid: repeat or interpolate", features=True)
@@ -46,6 +48,7 @@ class PatchCore(Detector):
 
     def __post_init__(self):
         self.layers = backbones.check(self.backbone, self.layers, self.tap)
+        engines.check(self.engine, self.calibration)
         one_of("activation", self.activation, transforms.ACTIVATIONS)
         one_of("scaling", self.scaling, transforms.SCALINGS)
         if not self.entropy_base > 1:
@@ -111,11 +114,11 @@ class PatchCore(Detector):
         scaling = {} if self.scaling_ is None else {"scaling.shift": self.scaling_.shift,
                                                     "scaling.factor": self.scaling_.factor}
         return {"bank": self.bank_} | scaling | {f"backbone.{key}": value for key, value in
-                                                 self.backbone_.levels.state_dict().items()}
+                                                 engines.state(self.backbone_).items()}
 
     def restore(self, state, weights):
         trunk = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
-        self.backbone_ = backbones.restore(self.backbone, self.layers, trunk, weights, self.tap)
+        self.backbone_ = engines.restore(self.backbone, self.layers, trunk, weights, self.tap)
         self.scaling_ = None if self.scaling == "none" else transforms.Scaling(state["scaling.shift"],
                                                                               state["scaling.factor"])
         self._set_bank(state["bank"])

@@ -12,7 +12,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import torch
 
-from thesis_lib import backbones, embedding, memory, search
+from thesis_lib import backbones, embedding, engines, memory, search
 from thesis_lib.embedding import Features, Patches
 from thesis_lib.methods.base import Detector, Prediction, one_of, parameter
 from thesis_lib.search import Search
@@ -37,6 +37,8 @@ class SPADE(Detector):
                                    "deepest of layers", features=True)
     weights: str = parameter("imagenet", "imagenet, bundled, random or a .safetensors file in torchvision's "
                              "key names", features=True)
+    engine: str = parameter("eager", "what runs the network: eager (torch), fast (ONNX Runtime) or int8", features=True)
+    calibration: int = parameter(100, "training pictures, evenly spaced, that set the ranges of int8", features=True)
     k: int = parameter(50, "K nearest training pictures: mean distance is the image score, patches are the gallery")
     kappa: int = parameter(1, "nearest patches of the gallery whose mean distance is the map")
     distance: str = parameter("l2_squared", "l2_squared as in the paper, or l2; of both stages")
@@ -52,6 +54,7 @@ class SPADE(Detector):
 
     def __post_init__(self):
         self.layers = backbones.check(self.backbone, self.layers)
+        engines.check(self.engine, self.calibration)
         self.pooled = max(self.layers) if self.pooled is None else backbones.check(self.backbone, (self.pooled,))[0]
         embedding.parse(self.embedding, self.join)
         one_of("search", self.search, search.ENGINES)
@@ -120,11 +123,11 @@ class SPADE(Detector):
         self._learned("search_")
         return {"pictures": torch.from_numpy(np.array(self.pictures_)),
                 "shapes": torch.tensor([self.shapes_[level] for level in self.layers])} | {
-            f"backbone.{key}": value for key, value in self.backbone_.levels.state_dict().items()}
+            f"backbone.{key}": value for key, value in engines.state(self.backbone_).items()}
 
     def restore(self, state, weights):
         trunk = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
-        self.backbone_ = backbones.restore(self.backbone, self.levels, trunk, weights)
+        self.backbone_ = engines.restore(self.backbone, self.levels, trunk, weights)
         self.shapes_ = dict(zip(self.layers, map(tuple, state["shapes"].tolist()), strict=True))
         self.learn(state["pictures"].numpy())
 
