@@ -55,8 +55,8 @@ def _stage_panel(axis, title: str, table: pd.DataFrame) -> None:
     for row, total in enumerate(left):
         axis.annotate(f"{total:.1f} ms", (total, row - 0.2), (3, 0), textcoords="offset points", va="center",
                       fontsize=8)
-    axis.set(yticks=rows, yticklabels=table.index, xlabel="milliseconds per picture", xlim=(0, left.max() * 1.25))
-    axis.invert_yaxis()
+    axis.set(yticks=rows, yticklabels=table.index, xlabel="milliseconds per picture", xlim=(0, left.max() * 1.25),
+             ylim=(len(table) - 0.5, -0.5))
     second = axis.twiny()
     height = 0.36 / max(len(aurocs), 1)
     for number, column in enumerate(aurocs):

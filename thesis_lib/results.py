@@ -36,12 +36,13 @@ def save(kind: str, subject: dict, values: dict) -> dict:
 
 def load_all() -> pd.DataFrame:
     """All rows measured here and those published with the project, one line each, nested facts as `parameters.layers`;
-    `origin` is own or published. Raises ValueError naming a file that is no row.
+    `origin` is own or published; of those, a .jsonl file has many. Raises ValueError naming a file that is no row.
     """
     published = paths.published()
     own = [file for file in sorted(paths.results().rglob("*.json")) if published not in file.parents]
+    given = [row for file in sorted(published.glob("*.json*")) for row in _rows(file)]
     return pd.json_normalize([_read(file) | {"origin": "own"} for file in own]
-                             + [_read(file) | {"origin": "published"} for file in sorted(published.glob("*.json"))])
+                             + [row | {"origin": "published"} for row in given])
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -56,12 +57,20 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def _read(file: Path) -> dict:
+    (row,) = _rows(file)
+    return row
+
+
+def _rows(file: Path) -> list[dict]:
+    """The row of a .json file, or those of a .jsonl file, one a line."""
     try:
-        row = json.loads(file.read_text(encoding="utf-8"))
-        row["kind"], row["stamp"]
+        text = file.read_text(encoding="utf-8")
+        rows = [json.loads(part) for part in (text.splitlines() if file.suffix == ".jsonl" else [text])]
+        for row in rows:
+            row["kind"], row["stamp"]
     except (ValueError, KeyError, TypeError) as error:      # ValueError: no JSON, no UTF-8
         raise ValueError(f"{file}: not a result row ({error}); delete it and measure again") from error
-    return row
+    return rows
 
 
 def _slug(kind: str, subject: dict) -> str:

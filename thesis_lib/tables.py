@@ -100,30 +100,36 @@ def published(by: Sequence[str], **fixed: str) -> pd.DataFrame:
     """PatchCore on real pictures, from the rows that ship with the project: AUROC over the banks in %.
 
     One line per category, weights and the parameters `by`; `fixed` are parameters that must have a value. Levels are
-    written as the thesis does: layers="2+3". Bank 1000 and the plain maximum unless `fixed` says otherwise.
+    written as the thesis does: layers="2+3". Bank 1000 and the method's defaults unless `fixed` says otherwise; a
+    parameter that came after a row was measured has its default there.
     """
     rows = results.load_all()
     rows = rows[(rows["origin"] == "published") & (rows["kind"] == "auroc") & (rows["method"] == "patchcore")]
     rows = rows.rename(columns=lambda name: name.removeprefix("parameters."))
     rows = rows.assign(layers=["+".join(map(str, levels)) for levels in rows["layers"]],
                        auroc=100 * rows["image_auroc"], weights=rows["weights.source"])
-    for name, value in ({"bank": 1000, "score": "max"} | fixed).items():
-        rows = rows[rows[name] == value]
+    usual = {"bank": 1000, "score": "max", "tap": "output", "activation": "identity", "scaling": "none",
+             "engine": "eager"}
+    for name, value in (usual | fixed).items():
+        if name in rows:
+            rows = rows[rows[name].isna() | (rows[name] == value)]
     table = rows.groupby(["category", "weights", *by], sort=False)["auroc"].agg(["mean", "min", "max", "count"])
     return table.set_axis(["AUROC %", "lowest bank", "highest bank", "banks"], axis=1)
 
 
-def panels(figure: str, table: pd.DataFrame, times: Mapping[str, dict], name: str) -> dict[str, pd.DataFrame]:
+def panels(figure: str, table: pd.DataFrame, times: Mapping[str, dict], on: str,
+           title: str | None = None) -> dict[str, pd.DataFrame]:
     """The two halves of `figures.stage_bars`: the thesis' bars, and what `beside` and `measure_time` say here.
 
-    name is what the measured AUROC was measured on.
+    on: what the measured AUROC was measured on; title of the measured half.
     """
     bars = thesis(figure).set_index("label").loc[list(table.index)]
     left = bars[[f"{stage}_ms" for stage in STAGES]].set_axis(STAGES, axis=1).assign(
         **{"AUROC MVTec AD": bars["auroc_mvtec_pct"], "AUROC Granulat": bars["auroc_granulat_pct"]})
     right = stage_times(figure, times).xs("measured", level="source").drop(columns="total").loc[list(table.index)]
     return {f"thesis, Fig. {figure}": left,
-            f"measured here, bars of Fig. {figure}": right.assign(**{f"AUROC {name}": table["measured AUROC %"]})}
+            title or f"measured here, bars of Fig. {figure}": right.assign(
+                **{f"AUROC {on}": table["measured AUROC %"]})}
 
 
 def pareto(table: pd.DataFrame, cost: str, gain: str) -> pd.DataFrame:
