@@ -128,6 +128,20 @@ def test_load_all_flattens_and_tells_own_from_published():
     assert {"weights.source", "preprocess.image_size", "stamp.cpu"} <= set(rows.columns)
 
 
+def test_many_published_rows_may_share_a_file():
+    rows = [results.save("auroc", changed("seed", seed), {"image_auroc": seed / 10}) for seed in (1, 2)]
+    for file in paths.results().glob("*.json"):
+        file.unlink()
+    paths.published().mkdir(parents=True)
+    many = paths.published() / "many.jsonl"
+    many.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = results.load_all()
+    assert found[["seed", "origin"]].to_numpy().tolist() == [[1, "published"], [2, "published"]]
+    many.write_text(many.read_text() + "{half")
+    with pytest.raises(ValueError, match=r"many\.jsonl: not a result row"):
+        results.load_all()
+
+
 def test_published_rows_are_not_taken_for_measured_ones():
     row = results.save("auroc", SUBJECT, {})
     (file,) = paths.results().glob("*.json")

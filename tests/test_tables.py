@@ -107,6 +107,23 @@ def test_a_bar_that_was_only_timed_says_what_it_needs():
     assert list(measured.columns) == [*tables.STAGES, "AUROC pad"]
 
 
+def test_published_rows_are_summed_up_over_banks(monkeypatch):
+    def row(seed, auroc, **parameters):
+        return {"kind": "auroc", "method": "patchcore", "origin": "published", "category": "screw", "seed": seed,
+                "weights.source": "imagenet", "image_auroc": auroc, "parameters.layers": [2, 3],
+                "parameters.bank": 1000, "parameters.score": "max", "parameters.embedding": "identity",
+                **{f"parameters.{name}": value for name, value in parameters.items()}}
+
+    rows = [row(0, 0.9), row(1, 0.8, scaling="none"), row(0, 0.1, scaling="normalise"), row(0, 0.1, bank=50),
+            row(0, 0.6, layers=[1]), row(0, 0.2) | {"origin": "own"}, row(0, 0.2) | {"method": "spade"}]
+    monkeypatch.setattr(tables.results, "load_all", lambda: pd.DataFrame(rows))
+    table = tables.published(["layers"], embedding="identity")
+    assert table.loc[("screw", "imagenet", "2+3")].tolist() == pytest.approx([85, 80, 90, 2])
+    assert table.loc[("screw", "imagenet", "1")].tolist() == pytest.approx([60, 60, 60, 1])
+    assert len(table) == 2
+    assert tables.published(["layers"], embedding="avg_k3_s1_p1").empty
+
+
 def test_pareto_keeps_what_nothing_beats():
     table = pd.DataFrame({"ms": [3.0, 1, 2, 2, 5, 4], "AUROC": [90.0, 80, 85, 86, 90, np.nan]}, index=list("abcdef"))
     assert tables.pareto(table, "ms", "AUROC").index.tolist() == ["b", "d", "a"]
