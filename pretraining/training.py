@@ -197,6 +197,9 @@ def _export(network: Network, card: dict, out: Path) -> None:
 
 
 def _save(path: Path, recipe: Recipe, state: dict, step: int, seconds: float) -> None:
+    # A loss tells of damaged weights one step too late: a checkpoint of them could never be gone on from.
+    if not all(values.isfinite().all() for values in state["network"].state_dict().values()):
+        raise RecipeError(f"step {step}: the weights are not finite; a lower rate may help")
     partial = path.with_name(path.name + ".partial")
     torch.save({"recipe": dataclasses.asdict(recipe), "step": step, "seconds": seconds}
                | {name: part.state_dict() for name, part in state.items()}, partial)

@@ -88,3 +88,17 @@ def pad(make_category):
 def small():
     """Preprocessing that leaves the pictures of `make_category` at their 64 pixels."""
     return data.Preprocess(image_size=64)
+
+
+@pytest.fixture
+def counted():
+    """(class of `Pictures` that notes the size of every batch it reads, the list of those sizes)."""
+    read = []
+
+    class Counted(data.Pictures):
+        def __iter__(self):
+            for batch in super().__iter__():
+                read.append(len(batch))
+                yield batch
+
+    return Counted, read

@@ -135,16 +135,9 @@ def test_pictures_of_another_size_are_refused(pad, small):
         detector.predict(torch.zeros(1, 3, 32, 32))
 
 
-def test_too_much_memory_is_refused_after_one_batch(pad, small):
+def test_too_much_memory_is_refused_after_one_batch(pad, small, counted):
     """256 positions of 448 channels: 0.11 GB of factors, and 0.25 GB to work in."""
-    read = []
-
-    class Counted(data.Pictures):
-        def __iter__(self):
-            for batch in super().__iter__():
-                read.append(len(batch))
-                yield batch
-
+    Counted, read = counted
     with pytest.raises(MemoryLimitError, match=r"256 positions and 448 channels need 0\.36 GB, the limit is 0\.35 GB; "
                                                "use fewer channels, a pooling stride"):
         make(memory_limit_gb=0.35).fit(Counted(pad.train, small, batch_size=1))

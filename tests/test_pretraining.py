@@ -186,6 +186,16 @@ def test_wrong_options_are_named(tmp_path, capsys, options, message):
     assert message in capsys.readouterr().err
 
 
+def test_damaged_weights_never_reach_a_checkpoint(tmp_path):
+    network = torch.nn.Linear(2, 2)
+    training._save(tmp_path / "w.checkpoint", TINY, {"network": network}, 3, 0.0)
+    before = (tmp_path / "w.checkpoint").read_bytes()
+    torch.nn.init.constant_(network.weight, float("nan"))
+    with pytest.raises(RecipeError, match="step 4: the weights are not finite"):
+        training._save(tmp_path / "w.checkpoint", TINY, {"network": network}, 4, 0.0)
+    assert (tmp_path / "w.checkpoint").read_bytes() == before
+
+
 def test_the_file_must_be_safetensors(tmp_path):
     with pytest.raises(RecipeError, match="safetensors"):
         train(TINY, tmp_path / "w.pt")
