@@ -105,9 +105,10 @@ def published(by: Sequence[str], **fixed: str) -> pd.DataFrame:
     """
     rows = results.load_all()
     rows = rows[(rows["origin"] == "published") & (rows["kind"] == "auroc") & (rows["method"] == "patchcore")]
-    rows = rows.rename(columns=lambda name: name.removeprefix("parameters."))
-    rows = rows.assign(layers=["+".join(map(str, levels)) for levels in rows["layers"]],
-                       auroc=100 * rows["image_auroc"], weights=rows["weights.source"])
+    auroc, category, weights = 100 * rows["image_auroc"], rows["category"], rows["weights.source"]
+    rows = rows.filter(like="parameters.").rename(columns=lambda name: name.removeprefix("parameters."))
+    rows = rows.assign(layers=["+".join(map(str, levels)) for levels in rows["layers"]], auroc=auroc,
+                       category=category, weights=weights)
     usual = {"bank": 1000, "score": "max", "tap": "output", "activation": "identity", "scaling": "none",
              "engine": "eager"}
     for name, value in (usual | fixed).items():
