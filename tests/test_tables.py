@@ -99,6 +99,8 @@ def test_a_bar_that_was_only_timed_says_what_it_needs():
     assert table["weights"].tolist() == ["needs ImageNet weights", "random"]
     assert np.isnan(table.loc["1%", ["measured AUROC %", "difference"]].astype(float)).all()
     assert table.loc["1%", "measured ms"] == 10
+    untimed = tables.beside("3.2", {}, labels=["1%"])
+    assert untimed["weights"].tolist() == ["needs ImageNet weights"] and "thesis ms" not in untimed
     halves = tables.panels("3.2", table, {"1%": timed(), DEFAULT: timed(2)}, "pad")
     assert list(halves) == ["thesis, Fig. 3.2", "measured here, bars of Fig. 3.2"]
     thesis, measured = halves.values()

@@ -43,10 +43,10 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def beside(figure: str, measured: Mapping[str, pd.DataFrame], times: Mapping[str, dict] | None = None,
-           column: str = "auroc_mvtec_pct") -> pd.DataFrame:
+           column: str = "auroc_mvtec_pct", labels: Sequence[str] = ()) -> pd.DataFrame:
     """Thesis | measured | difference for each bar; measured and times map the thesis' label to what `evaluate` and
     `measure_time` returned. column is the thesis' AUROC to compare with. Unknown labels raise KeyError.
-    A bar that was only timed has no measured AUROC: its weights are not at hand, and the column weights says so.
+    A bar of `times` or `labels` that was not measured has no AUROC: its weights are not at hand, as the column says.
     spread % is that of the times (interquartile range over median); over 10 the times are noisy.
     """
     bars = thesis(figure).set_index("label")
@@ -54,7 +54,7 @@ def beside(figure: str, measured: Mapping[str, pd.DataFrame], times: Mapping[str
     if unknown:
         raise KeyError(f"figure {figure} has no bar {', '.join(sorted(unknown))}; it has {', '.join(bars.index)}")
     lines = []
-    for label in dict.fromkeys([*(times or {}), *measured]):
+    for label in dict.fromkeys([*labels, *(times or {}), *measured]):
         line = {"bar": label, "thesis AUROC %": bars.loc[label, column], "measured AUROC %": np.nan,
                 "95 % interval": "", "sd over seeds": np.nan, "difference": np.nan, "weights": NEEDED}
         if label in measured:
