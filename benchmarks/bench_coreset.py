@@ -82,7 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(args.threads)
     category, preprocess = data.scan(data.resolve(args.data), args.category), data.Preprocess()
     detector = PatchCore(layers=(2,), weights=args.weights)
-    patches = np.asarray(detector.collect_nominal(data.Pictures(category.train, preprocess)))
+    patches = np.asarray(detector.collect(data.Pictures(category.train, preprocess)))
     lines = []
     for size in map(int, args.sizes.split(",")):
         features = resized(patches, size, np.random.default_rng(0))
