@@ -19,7 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.add_argument(f"--{field.name}", type=field.type, default=field.default, help=field.metadata["help"])
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, help="of the CPU; none: PyTorch decides")
-    parser.add_argument("--every", type=int, default=200, help="steps between two checkpoints")
+    parser.add_argument("--every-s", type=float, default=60.0, help="seconds between two checkpoints")
     args = vars(parser.parse_args(arguments))
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     try:

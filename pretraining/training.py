@@ -8,11 +8,8 @@ the second keeps the fine detail that makes a defect.
 
 import dataclasses
 import json
-import logging
-import math
 import os
 import platform
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,13 +21,9 @@ from torch import nn
 from pretraining.stream import Batch, Stream
 from thesis_lib.backbones import torchvision
 from thesis_lib.methods.base import parameter
+from thesis_lib.training import TrainingError, check_device, descend
 
-log = logging.getLogger(__name__)
 UNSEEN = 2**31      # number of the first batch that no training reaches: the accuracy is measured from here on
-
-
-class RecipeError(ValueError):
-    """A checkpoint or an option does not fit; the message names it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +44,9 @@ class Recipe:
     def __post_init__(self):
         for name in ("steps", "classes", "side", "batch", "places"):
             if getattr(self, name) < (32 if name == "side" else 2):
-                raise RecipeError(f"{name}={getattr(self, name)}: needs at least {32 if name == 'side' else 2}")
+                raise TrainingError(f"{name}={getattr(self, name)}: needs at least {32 if name == 'side' else 2}")
         if self.precision not in ("bfloat16", "float32"):
-            raise RecipeError(f"precision={self.precision}: needs bfloat16 or float32")
+            raise TrainingError(f"precision={self.precision}: needs bfloat16 or float32")
 
 
 class Network(nn.Module):
@@ -114,21 +107,20 @@ def finding_loss(descriptors: torch.Tensor, batch: Batch, places: int, generator
     return (F.cross_entropy(likeness, right) + F.cross_entropy(likeness.T, right)) / 2
 
 
-def train(recipe: Recipe, out: Path, *, device: str = "cpu", threads: int | None = None, every: int = 200,
+def train(recipe: Recipe, out: Path, *, device: str = "cpu", threads: int | None = None, every_s: float = 60.0,
           limit: int | None = None) -> dict | None:
     """Train, write the weights to `out` (.safetensors, float16, torchvision's keys) and return their card.
 
-    A checkpoint is left beside `out` each `every` steps and taken up by the next call with the same recipe.
+    A checkpoint is left beside `out` each `every_s` seconds and taken up by the next call with the same recipe.
     limit: stop after so many steps of this call, with a checkpoint and without a file (returns None).
     """
     out = Path(out)
     if out.suffix != ".safetensors":
-        raise RecipeError(f"out={out}: needs a name that ends in .safetensors")
-    for name, value in (("every", every), ("threads", threads), ("limit", limit)):
+        raise TrainingError(f"out={out}: needs a name that ends in .safetensors")
+    for name, value in (("threads", threads), ("limit", limit)):
         if value is not None and value < 1:
-            raise RecipeError(f"{name}={value}: needs at least 1")
-    if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
-        raise RecipeError(f"device={device}: needs cpu, or cuda where there is one")
+            raise TrainingError(f"{name}={value}: needs at least 1")
+    check_device(device)
     torch.set_num_threads(threads or torch.get_num_threads())
     out.parent.mkdir(parents=True, exist_ok=True)
     checkpoint = out.with_suffix(".checkpoint")
@@ -140,36 +132,23 @@ def train(recipe: Recipe, out: Path, *, device: str = "cpu", threads: int | None
     optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.rate, weight_decay=recipe.decay, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, recipe.rate, total_steps=recipe.steps, pct_start=min(0.3, 150 / recipe.steps))
-    state = {"network": network, "optimizer": optimizer, "schedule": schedule}
-    done, seconds = _resume(checkpoint, recipe, state, device)
-    began, recent = time.perf_counter() - seconds, {}
-    for step in range(done, min(recipe.steps, done + (limit or recipe.steps))):
+
+    def losses(step: int) -> dict[str, torch.Tensor]:
         batch = stream[step]
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
             logits, descriptors = network(batch.images.contiguous(memory_format=torch.channels_last))
         generator = torch.Generator(device).manual_seed((recipe.seed << 32) + step + 1)
-        parts = {f"naming {level}": naming_loss(values, batch) for level, values in logits.items()}
-        parts |= {f"finding {level}": recipe.finding * finding_loss(values, batch, recipe.places, generator)
-                  for level, values in descriptors.items()}
-        optimizer.zero_grad()
-        sum(parts.values()).backward()
-        optimizer.step()
-        schedule.step()
-        done = step + 1
-        for level, part in parts.items():
-            recent[level] = 0.98 * recent.get(level, part.item()) + 0.02 * part.item()
-        if not all(math.isfinite(value) for value in recent.values()):
-            raise RecipeError(f"step {done}: the loss is not finite ({recent}); a lower rate may help")
-        if done % 50 == 0:
-            log.info("step %d of %d, %.0f s, loss of %s", done, recipe.steps, time.perf_counter() - began,
-                     ", ".join(f"{level} {value:.3f}" for level, value in recent.items()))
-        if done % every == 0 or done == recipe.steps:
-            _save(checkpoint, recipe, state, done, time.perf_counter() - began)
-    if done < recipe.steps:
-        _save(checkpoint, recipe, state, done, time.perf_counter() - began)
+        return {f"naming {level}": naming_loss(values, batch) for level, values in logits.items()} | {
+            f"finding {level}": recipe.finding * finding_loss(values, batch, recipe.places, generator)
+            for level, values in descriptors.items()}
+
+    course = descend(network, [optimizer], losses, schedules=[schedule], steps=recipe.steps, seed=recipe.seed,
+                     checkpoint=checkpoint, subject=dataclasses.asdict(recipe), every_s=every_s, limit=limit,
+                     device=device, what="pretraining")
+    if course.step < recipe.steps:
         return None
     card = {"recipe": dataclasses.asdict(recipe), "pictures": recipe.steps * recipe.batch,
-            "accuracy": accuracy(network, stream), "hours": round((time.perf_counter() - began) / 3600, 2),
+            "accuracy": accuracy(network, stream), "hours": round(course.seconds / 3600, 2),
             "device": _device(device), "threads": torch.get_num_threads(), "torch": torch.__version__.split("+")[0]}
     _export(network, card, out)
     checkpoint.unlink()
@@ -194,30 +173,6 @@ def _export(network: Network, card: dict, out: Path) -> None:
     partial = out.with_name(out.name + ".partial")
     safetensors.torch.save_file(state, partial, metadata={"card": json.dumps(card)})
     os.replace(partial, out)
-
-
-def _save(path: Path, recipe: Recipe, state: dict, step: int, seconds: float) -> None:
-    # A loss tells of damaged weights one step too late: a checkpoint of them could never be gone on from.
-    if not all(values.isfinite().all() for values in state["network"].state_dict().values()):
-        raise RecipeError(f"step {step}: the weights are not finite; a lower rate may help")
-    partial = path.with_name(path.name + ".partial")
-    torch.save({"recipe": dataclasses.asdict(recipe), "step": step, "seconds": seconds}
-               | {name: part.state_dict() for name, part in state.items()}, partial)
-    os.replace(partial, path)
-
-
-def _resume(path: Path, recipe: Recipe, state: dict, device: str) -> tuple[int, float]:
-    """Steps and seconds of an earlier call with this recipe."""
-    if not path.is_file():
-        return 0, 0.0
-    stored = torch.load(path, map_location=device, weights_only=True)
-    other = [f"{name}={value}" for name, value in dataclasses.asdict(recipe).items() if stored["recipe"][name] != value]
-    if other:
-        raise RecipeError(f"{path}: made with another recipe than {', '.join(other)}; delete it to start anew")
-    for name, part in state.items():
-        part.load_state_dict(stored[name])
-    log.info("going on after step %d", stored["step"])
-    return stored["step"], stored["seconds"]
 
 
 def _device(device: str) -> str:

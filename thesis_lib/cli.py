@@ -86,8 +86,9 @@ def _measuring_options(parser: argparse.ArgumentParser, fields, timing: bool) ->
                         help="folder below it, may be repeated; all takes every one")
     for field in (*fields, *dataclasses.fields(Preprocess)):
         default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=converter(field.type), default=default,
-                            help=field.metadata["help"].replace("%", "%%"))
+        kind = {"action": argparse.BooleanOptionalAction} if field.type is bool else {"type": converter(field.type)}
+        parser.add_argument(f"--{field.name.replace('_', '-')}", default=default,
+                            help=field.metadata["help"].replace("%", "%%"), **kind)
     parser.add_argument("--threads", type=int, help="threads of torch (default: its own choice)")
     parser.add_argument("--batch-size", type=int, default=1 if timing else 8, help="pictures per batch")
     parser.add_argument("--train-pictures", type=int, default=0, help="use only so many, evenly spaced; 0 is all")
@@ -215,6 +216,9 @@ def _evaluate(args) -> int:
               + " ".join(f"{100 * value:.1f}" for value in answer["per_seed"])
               + f", weights {one['weights']}" + (" (untrained: no statement about the method)"
                                                  if one["weights"] == "random" else ""))
+        if "training.best_on_test" in rows:
+            print(f"{category.name}: after the last step; the best of the states on the way would have "
+                  f"{100 * rows['training.best_on_test'].mean():.1f} %, chosen by the test pictures")
         if category.has_masks:
             print(f"{category.name}: pixel AUROC {one['pixel_auroc']:.1f} %, PRO {one['pro']:.1f} %")
         else:

@@ -1,5 +1,6 @@
 """Fit on the training pictures, score the test pictures: several seeds and variants from the same features."""
 
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -14,7 +15,11 @@ from thesis_lib.configuration import Configuration
 from thesis_lib.data import Category, Pictures, Preprocess
 from thesis_lib.features import Extracted, Stored
 from thesis_lib.methods.base import Detector, Prediction
+from thesis_lib.progress import track
 from thesis_lib.stamp import stamp
+from thesis_lib.training import Course
+
+POINTS = 200            # of a loss curve in a row, each the mean of the steps since the last one
 
 
 def evaluate(detector: Detector, category: Category, preprocess: Preprocess, *, seeds: Sequence[int] | int = 5,
@@ -160,9 +165,12 @@ def _measure(detectors, groups, category: Category, preprocess: Preprocess, batc
     for keys in groups:
         fitted, fit_s = _fit(detectors, keys, network, train)
         scores, predictions = _score(fitted, test, pixels)
+        past = {(key, step): detector.at(step) for key, detector in fitted.items()
+                for step in getattr(detector, "course_", Course()).kept}
+        on_the_way = _score(past, test, False)[0] if past else {}
         for key in keys:
             quality = _quality(category.labels, scores[key], names, masks, predictions.get(key), preprocess.side)
-            yield key, quality | counts | {
+            yield key, quality | counts | _training(fitted[key], key, on_the_way, category.labels) | {
                 "fit_s": fit_s[key], "peak_memory_gb": timing.peak_memory_gb(), "labels": category.labels.tolist(),
                 "scores": scores[key].tolist(), "names": names}
 
@@ -194,7 +202,8 @@ def _score(fitted: dict, maps: Extracted | Stored, with_maps: bool) -> tuple[dic
     stages = {key: list(detector.stages.values()) for key, detector in fitted.items()}
     first, (detector, *_) = next(iter(stages.values())), fitted.values()
     shared = len(detector.shared)
-    for common in maps.batches(detector.levels):
+    batches = maps.batches(detector.levels) if shared else track(maps.images, len(maps.images), "pictures")
+    for common in batches:
         for stage in first[1:shared]:           # the first one is the network
             common = stage(common)
         for key in fitted:
@@ -205,6 +214,21 @@ def _score(fitted: dict, maps: Extracted | Stored, with_maps: bool) -> tuple[dic
             if with_maps:       # worked out now, so that what a late map needs can go
                 predictions.setdefault(key, []).append(Prediction(x.score, x.map))
     return {key: torch.cat(values).numpy() for key, values in scores.items()}, predictions
+
+
+def _training(detector: Detector, key: tuple[str, int], scores: dict, labels) -> dict:
+    """The course of a training and the AUROC on the way, "last" and "best on test" (thesis sec. 5.3); else nothing."""
+    if not hasattr(detector, "course_"):
+        return {}
+    course = detector.course_
+    steps = sorted(course.kept)
+    quality = [metrics.image_auroc(labels, scores[key, step]) for step in steps]
+    points = np.unique(np.linspace(0, course.step, POINTS + 1).round().astype(int))
+    losses = {name: [float(np.mean(values[a:b])) for a, b in itertools.pairwise(points)]
+              for name, values in course.losses.items()}
+    return {"training": {"steps": steps, "image_auroc": quality, "best_on_test": max(quality),
+                         "best_step": steps[int(np.argmax(quality))], "seconds": course.seconds,
+                         "loss_steps": points[1:].tolist(), "losses": losses}}
 
 
 def _quality(labels, scores, names, masks, predictions, side) -> dict:

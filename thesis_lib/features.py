@@ -34,7 +34,8 @@ class Stored:
     """The same batches, computed once: one row per picture in an unnamed file on disk; `seconds` is what that took."""
 
     def __init__(self, extracted: Extracted):
-        self.samples, self.sizes, start = extracted.samples, [], time.perf_counter()
+        self.images, self.samples, self.sizes = extracted.images, extracted.samples, []
+        start = time.perf_counter()
 
         def rows():
             for features in extracted.batches(extracted.backbone.layers):

@@ -48,6 +48,11 @@ def executed(profile: str) -> Path:
     return outputs() / "notebooks" / profile
 
 
+def checkpoints() -> Path:
+    """Unfinished and finished trainings, by the hash of what decides them; may be deleted at any time."""
+    return outputs() / "checkpoints"
+
+
 def reference(name: str) -> Path:
     """A table of the thesis, shipped inside the package."""
     return PACKAGE / "reference" / name

@@ -1,0 +1,136 @@
+"""What the detectors have in common that learn by gradient descent: training, resume, states on the way, storing.
+
+No test picture is ever seen: "best on test", which the thesis criticises (sec. 4.4 and 5.3), is worked out afterwards
+by the evaluation, from the states that were kept on the way.
+"""
+
+import copy
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from thesis_lib import backbones, engines, paths, training
+from thesis_lib.methods.base import Detector, parameter
+
+PRECISIONS = ("float32", "bfloat16")
+
+
+@dataclass(kw_only=True)
+class Trained(Detector):
+    """A subclass says what is trained: `architecture`, `optimizers`, `steps_of`, `losses` and, if needed, `calibrate`.
+
+    After `learn`: `networks_`, `constants_` (tensors by name) and `course_` (losses and the states kept on the way).
+    """
+
+    snapshots: int = parameter(5, "states kept on the way, evenly spaced, the last one among them", identity=False)
+    resume: bool = parameter(True, "go on from the checkpoint of the same training, or take it over if it has ended",
+                             identity=False)
+    checkpoint_s: float = parameter(60.0, "seconds between two checkpoints", identity=False)
+    device: str = parameter("cpu", "where the training runs: cpu or cuda", identity=False)
+    precision: str = parameter("float32", "of the training: float32, or bfloat16 where the processor has units for it")
+
+    def architecture(self) -> nn.ModuleDict:
+        """The networks that are trained, freshly initialised; depends on the parameters and `backbone_` alone."""
+        raise NotImplementedError
+
+    def optimizers(self, networks: nn.ModuleDict, steps: int) -> tuple[Sequence, Sequence]:
+        """Optimizers and learning rate schedules."""
+        raise NotImplementedError
+
+    def steps_of(self, collected: Any) -> int:
+        """Steps of the whole training."""
+        raise NotImplementedError
+
+    def prepare(self, collected: np.ndarray) -> dict[str, torch.Tensor]:
+        """Constants that the training itself needs, such as the statistics of a teacher; no gradient."""
+        return {}
+
+    def losses(self, networks: nn.ModuleDict, constants: dict, collected: np.ndarray, step: int) -> dict:
+        """Named scalars whose sum is minimised. Random numbers come from torch's generator, set anew for each step."""
+        raise NotImplementedError
+
+    def calibrate(self, networks: nn.ModuleDict, constants: dict, collected: np.ndarray) -> dict[str, torch.Tensor]:
+        """Constants of the finished networks, such as the quantiles of held-out nominal maps; no gradient."""
+        return {}
+
+    def learn(self, collected):
+        training.check_device(self.device)
+        steps = self.steps_of(collected)
+        keep = sorted({round(steps * share) for share in np.linspace(0, 1, self.snapshots + 1)[1:]})
+        subject = {"method": self.name, "parameters": self.parameters(identity_only=True), "keep": keep,
+                   "weights": self.backbone_.weights, "nominal": fingerprint(collected)}
+        del subject["parameters"]["weights"]        # the path of a file; its hash is in the record
+        checkpoint = paths.checkpoints() / f"{self.name}-{fingerprint(json.dumps(subject, sort_keys=True))}.checkpoint"
+        if not self.resume:
+            checkpoint.unlink(missing_ok=True)
+        with torch.random.fork_rng(devices=[]):     # PyTorch initialises from the global generator
+            torch.manual_seed(self.seed)
+            networks = self.architecture().to(self.device).train()
+        with torch.no_grad():
+            constants = self.prepare(collected)
+
+        def losses(step: int) -> dict:
+            with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+                return self.losses(networks, constants, collected, step)
+
+        @torch.no_grad()
+        def snapshot() -> dict[str, torch.Tensor]:
+            networks.eval()
+            found = constants | self.calibrate(networks, constants, collected)
+            state = {f"networks.{key}": value.detach().cpu().clone() for key, value in networks.state_dict().items()}
+            networks.train()
+            return state | {f"constants.{key}": value.cpu() for key, value in found.items()}
+
+        optimizers, schedules = self.optimizers(networks, steps)
+        self.course_ = training.descend(
+            networks, optimizers, losses, schedules=schedules, steps=steps, seed=self.seed, checkpoint=checkpoint,
+            subject=subject, keep=keep, snapshot=snapshot,
+            every_s=self.checkpoint_s, device=self.device, what=f"{self.name}, seed {self.seed}")
+        self._take(self.course_.kept[steps])
+        return self
+
+    def at(self, step: int) -> "Trained":
+        """The detector as it was after this step, one of `course_.kept`."""
+        other = copy.copy(self)
+        other._take(self.course_.kept[step])
+        return other
+
+    def state(self):
+        networks = self._learned("networks_")
+        return {f"networks.{key}": value for key, value in networks.state_dict().items()} | {
+            f"constants.{key}": value for key, value in self.constants_.items()} | {
+            f"backbone.{key}": value for key, value in engines.state(self.backbone_).items()}
+
+    def restore(self, state, weights):
+        trunk = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
+        self.backbone_ = engines.restore(self.backbone, self.levels, trunk, weights, self.tap)
+        self._take(state)
+
+    def _take(self, state: dict[str, torch.Tensor]) -> None:
+        with torch.random.fork_rng(devices=[]):
+            self.networks_ = self.architecture()
+        self.networks_.load_state_dict({key.removeprefix("networks."): value for key, value in state.items()
+                                        if key.startswith("networks.")})
+        self.networks_.eval().requires_grad_(False)
+        self.constants_ = {key.removeprefix("constants."): value for key, value in state.items()
+                           if key.startswith("constants.")}
+
+    def _check_training(self) -> None:
+        """ValueError for a parameter of this class that cannot be."""
+        backbones.check(self.backbone, self.levels, self.tap)
+        if self.snapshots < 1:
+            raise ValueError(f"snapshots={self.snapshots}: needs at least 1, the last state")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision={self.precision!r}: needs one of {', '.join(PRECISIONS)}")
+
+
+def fingerprint(content: str | np.ndarray) -> str:
+    """First digits of the SHA-256 of a text or of all numbers of an array."""
+    return hashlib.sha256(content.encode() if isinstance(content, str) else np.ascontiguousarray(content)
+                          ).hexdigest()[:16]
