@@ -10,7 +10,7 @@ ARGS    ?=
 PROFILE ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lab bench render check clean
+.PHONY: help install run test lab bench render docs check clean
 
 help:  ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -20,7 +20,7 @@ install: $(READY)  ## create .venv and install (the other targets do it when nee
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v < (3, 13) or sys.exit("Python %d.%d: needs 3.10, 3.11 or 3.12; name one with make PYTHON=python3.11" % v)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e ".[docs,cluster,dev]"
 	@touch $@
 
 run: $(READY)  ## execute every notebook on the embedded demo data, offline (PROFILE=, ARGS=)
@@ -39,6 +39,9 @@ bench: $(READY)  ## stage times of PatchCore on this machine by the thesis' prot
 
 render: run  ## copy the executed notebooks to outputs/rendered, if they are fit to be shown
 	$(BIN)/thesis render --profile $(PROFILE)
+
+docs: run  ## build the documentation site from the executed notebooks: outputs/site/_build/html/index.html
+	$(BIN)/thesis docs --profile $(PROFILE)
 
 check: $(READY)  ## style of code and notebooks
 	$(BIN)/ruff check .

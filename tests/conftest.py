@@ -1,5 +1,7 @@
 """Folders of its own for every test, and tiny pictures made with numpy and Pillow."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -88,6 +90,19 @@ def pad(make_category):
 def small():
     """Preprocessing that leaves the pictures of `make_category` at their 64 pixels."""
     return data.Preprocess(image_size=64)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Headless Chromium through playwright; the tests that need it are skipped where there is none."""
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if not found:
+        pytest.skip("no Chromium on this machine")
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as tool:
+        chromium = tool.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture

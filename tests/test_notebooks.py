@@ -92,7 +92,7 @@ def test_smoke_profile_runs_resumes_and_can_be_shown(demo_data, tmp_path):
     assert "not executed yet" not in start.split("## A detector in four lines")[0], "00 runs before the others"
 
 
-@pytest.mark.parametrize("spoil", ["error", "stale", "path", "size"])
+@pytest.mark.parametrize("spoil", ["error", "stale", "path", "size", "unexecuted", "failed"])
 def test_render_refuses(spoil, tmp_path, monkeypatch):
     monkeypatch.setenv("THESIS_OUTPUTS", str(tmp_path))
     task = batch.plan("smoke", only=["02"])[0]
@@ -102,8 +102,12 @@ def test_render_refuses(spoil, tmp_path, monkeypatch):
     page = {"cells": [{"cell_type": "code", "outputs": [output]}], "metadata": {}}
     task.output.parent.mkdir(parents=True)
     task.output.write_text(json.dumps(page))
-    task.record.write_text(json.dumps({"state": "done", "key": "old" if spoil == "stale" else task.key}))
-    reason = {"error": "Boom", "stale": "no up-to-date", "path": "shows the folder", "size": r"2\.0 MB"}[spoil]
+    task.record.write_text(json.dumps({"state": spoil if spoil == "failed" else "done", "message": "KeyError (In [3])",
+                                       "key": "old" if spoil == "stale" else task.key}))
+    if spoil == "unexecuted":
+        task.record.unlink()
+    reason = {"error": "Boom", "stale": "stale", "unexecuted": "was not executed", "failed": "failed.*KeyError",
+              "path": "shows the folder", "size": r"2\.0 MB"}[spoil]
     with pytest.raises(render.RenderError, match=f"02_auroc.*{reason}"):
         render.publish("smoke")
     assert not paths.rendered().exists()

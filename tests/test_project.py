@@ -1,6 +1,7 @@
 """The files around the library agree with each other and with README."""
 
 import ast
+import itertools
 import re
 import subprocess
 import sys
@@ -30,7 +31,7 @@ def pyproject():
 
 
 def test_constraints_satisfy_the_project(pyproject):
-    wanted = [*pyproject["dependencies"], *pyproject["optional-dependencies"]["dev"]]
+    wanted = [*pyproject["dependencies"], *itertools.chain(*pyproject["optional-dependencies"].values())]
     for one in map(Requirement, wanted):
         (version,) = pins()[one.name.lower()].specifier
         assert version.operator == "==" and version.version in one.specifier, one
@@ -58,7 +59,7 @@ def test_environment_has_the_pins_and_says_what_needs_each(pyproject):
 
 def test_make_prints_its_targets():
     shown = subprocess.run(["make", "-s", "-C", str(ROOT)], capture_output=True, text=True).stdout
-    for target in ("run", "test", "lab", "bench", "render", "check"):
+    for target in ("run", "test", "lab", "bench", "render", "docs", "check"):
         assert re.search(rf"^{target}\s+\w", shown, re.M), shown
 
 

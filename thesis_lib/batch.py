@@ -112,11 +112,13 @@ def _run_task(task, force, threads, stop, say) -> Outcome:
         return Outcome(task, "skipped", message="up to date")
     say("started")
     part = task.output.with_name(f".{task.name}.{OWNER}.ipynb")     # same folder: os.replace is atomic
+    rows = part.with_suffix(".rows")
+    rows.write_text("", encoding="utf-8")
     began = time.monotonic()
     try:
         for _ in range(2):                                            # a second try only if no kernel came up
             state, message = execute(task.notebook, task.parameters, part, timeout_s=task.timeout_s,
-                                     threads=threads, stop=stop)
+                                     threads=threads, stop=stop, rows=rows)
             if state != "no kernel":
                 break
         seconds = round(time.monotonic() - began, 1)
@@ -137,10 +139,12 @@ def _run_task(task, force, threads, stop, say) -> Outcome:
         _replace(task.record, part, {
             "name": task.name, "state": state, "message": message, "seconds": seconds, "key": key,
             "parameters": effective, "library": stamp.library_hash(),
+            "rows": sorted(set(rows.read_text(encoding="utf-8").split())),
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds")})
         return Outcome(task, state, seconds, message)
     finally:
         part.unlink(missing_ok=True)
+        rows.unlink(missing_ok=True)
 
 
 def _replace(file, part, content, **options) -> None:
@@ -157,8 +161,8 @@ def up_to_date(task, key=None) -> bool:
 
 def _sweep(folder) -> None:
     """Remove temporary files of this machine's dead batches (our own id: of an earlier process)."""
-    for file in folder.glob(f".*.{OWNER.rpartition('-')[0]}-*.ipynb"):
-        pid = int(re.search(r"-(\d+)\.ipynb$", file.name)[1])
+    for file in folder.glob(f".*.{OWNER.rpartition('-')[0]}-*"):
+        pid = int(re.search(r"-(\d+)\.(?:ipynb|rows)$", file.name)[1])
         if pid == os.getpid() or not psutil.pid_exists(pid):
             file.unlink(missing_ok=True)
 

@@ -26,9 +26,10 @@ NO_KERNEL = ("Kernel died before", "Kernel didn't respond")     # jupyter_client
 CAUSES = {signal.SIGKILL: "out of memory?", signal.SIGILL: "a wheel built for another processor?"}
 
 
-def execute(notebook, parameters, output, *, timeout_s, threads, stop) -> tuple[str, str]:
+def execute(notebook, parameters, output, *, timeout_s, threads, stop, rows) -> tuple[str, str]:
     """Run to the end, the limit (seconds) or the event `stop`; nothing of it is alive afterwards.
 
+    rows: file for the ids of the result rows that it measures or reads.
     -> state ("done", "failed", "killed", "timeout", "interrupted", "no kernel"), message on one line.
     """
     with tempfile.TemporaryDirectory(prefix="thesis-", ignore_cleanup_errors=True) as folder:
@@ -38,6 +39,7 @@ def execute(notebook, parameters, output, *, timeout_s, threads, stop) -> tuple[
         environment = {"OMP_NUM_THREADS": str(threads), **os.environ,         # a value of the user's wins
                        # absolute, because the child has another current folder
                        "THESIS_DATA": str(paths.data()), "THESIS_OUTPUTS": str(paths.outputs()),
+                       "THESIS_ROWS": str(rows),
                        "THESIS_BATCH": "1",          # nobody watches: no bars, no widgets
                        "IPYTHONDIR": f"{folder}/ipython", "JUPYTER_RUNTIME_DIR": f"{folder}/runtime"}
         with open(scratch / "log", "wb") as log:

@@ -48,6 +48,11 @@ def parser() -> argparse.ArgumentParser:
     render.add_argument("--profile", default="demo", help="whose executed notebooks (default demo)")
     render.set_defaults(do=_render)
 
+    docs = commands.add_parser("docs", help="build the documentation site", description="Build the site from the "
+                               "executed notebooks and docs/; refuses stale, failing or unexecuted ones.")
+    docs.add_argument("--profile", default="demo", help="whose executed notebooks (default demo)")
+    docs.set_defaults(do=_docs)
+
     for name, do, what in (("evaluate", _evaluate, "image AUROC of a method on a data set"),
                            ("time", _time, "stage times of a method by the thesis' protocol")):
         command = commands.add_parser(name, help=what, description=what)
@@ -154,6 +159,12 @@ def _render(args) -> int:
     from thesis_lib import render
     for page in render.publish(args.profile):
         print(f"{page.name}  {page.stat().st_size / 1e6:.2f} MB")
+    return 0
+
+
+def _docs(args) -> int:
+    from thesis_lib import site
+    print(site.build(args.profile))
     return 0
 
 

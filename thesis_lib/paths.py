@@ -53,6 +53,16 @@ def checkpoints() -> Path:
     return outputs() / "checkpoints"
 
 
+def site() -> Path:
+    """The documentation, built from the executed notebooks."""
+    return outputs() / "site"
+
+
+def guides() -> Path:
+    """Sphinx settings, index and the pages that are no notebooks."""
+    return root() / "docs"
+
+
 def reference(name: str) -> Path:
     """A table of the thesis, shipped inside the package."""
     return PACKAGE / "reference" / name

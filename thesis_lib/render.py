@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from thesis_lib import batch, paths
+from thesis_lib.plan import read_json
 from thesis_lib.results import write_atomically
 
 LIMIT_MB = 1.5
@@ -18,7 +19,7 @@ def publish(profile: str) -> list[Path]:
     """Copies of all notebooks of the profile; raises RenderError before the first one when one is stale, failed,
     larger than 1.5 MB or shows a folder of this machine. Links between notebooks keep working.
     """
-    pages = {task.output.name: _page(task) for task in batch.plan(profile)}
+    pages = {task.output.name: page(task) for task in batch.plan(profile)}
     target = paths.rendered()
     for old in target.glob("*.ipynb"):
         if old.name not in pages:
@@ -28,12 +29,18 @@ def publish(profile: str) -> list[Path]:
     return [target / name for name in pages]
 
 
-def _page(task: batch.Task) -> str:
+def page(task: batch.Task) -> str:
+    """The executed copy as it may be shown; RenderError names the notebook and why it may not."""
+    record = read_json(task.record)
+    if record is None or (record["state"] == "done" and not task.output.is_file()):
+        raise RenderError(f"{task.name}: was not executed; `thesis run` does it")
+    if record["state"] != "done":
+        raise RenderError(f"{task.name}: its last execution ended as {record['state']} ({record['message']})")
     if not batch.up_to_date(task):
-        raise RenderError(f"{task.name}: no up-to-date executed copy; `thesis run` makes it")
+        raise RenderError(f"{task.name}: stale, its source, parameters, data, packages or the library have changed "
+                          "since it was executed; `thesis run` does it again")
     text = task.output.read_text(encoding="utf-8")
-    notebook = json.loads(text)
-    for cell in notebook["cells"]:
+    for cell in json.loads(text)["cells"]:
         for output in cell.get("outputs", []):
             if output["output_type"] == "error":
                 raise RenderError(f"{task.name}: shows the error {output['ename']}")

@@ -21,7 +21,7 @@ def identity(kind: str, subject: dict) -> str:
 def find(kind: str, subject: dict) -> dict | None:
     """The finished row of this subject, measured on this machine, or None. ValueError names a damaged file."""
     files = list(paths.results().glob(f"*-{identity(kind, subject)}.json"))
-    return _read(files[0]) if files else None
+    return _noted(_read(files[0])) if files else None
 
 
 def save(kind: str, subject: dict, values: dict) -> dict:
@@ -31,7 +31,7 @@ def save(kind: str, subject: dict, values: dict) -> dict:
            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"), "stamp": stamp()}
     text = json.dumps(row, default=list)
     write_atomically(paths.results() / f"{_slug(kind, subject)}-{row_id}.json", text + "\n")
-    return json.loads(text)         # exactly what `find` will give back
+    return _noted(json.loads(text))     # exactly what `find` will give back
 
 
 def load_all() -> pd.DataFrame:
@@ -54,6 +54,14 @@ def write_atomically(path: Path, text: str) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _noted(row: dict) -> dict:
+    """The row, its id written to the file that the batch names: a page can then show the rows behind it."""
+    if file := os.environ.get("THESIS_ROWS"):
+        with open(file, "a", encoding="utf-8") as log:
+            log.write(row["id"] + "\n")
+    return row
 
 
 def _read(file: Path) -> dict:
