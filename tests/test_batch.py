@@ -334,7 +334,7 @@ def test_a_batch_that_is_stopped_can_go_on(folder, tmp_path, number):
         alive = [psutil.Process(int(pid)) for pid in wait_for(lambda: mark.exists() and mark.read_text().split())]
         out = tmp_path / "outputs/notebooks/smoke"
         before = {file.name: file.read_bytes() for file in out.glob("[!.]*")}
-        assert len(list(out.glob(".*"))) == 1         # the half-written copy, under its hidden name
+        assert len(list(out.glob(".*"))) == 2         # the half-written copy and the ids of its rows, hidden
         driver.send_signal(number)
         told = driver.communicate(timeout=15)[0].splitlines()
     finally:
@@ -396,7 +396,7 @@ def test_only_temporary_files_of_dead_batches_are_removed(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     names = [f".a.{node}-{os.getppid()}.ipynb", f".a.other-{node}-{dead.pid}.ipynb", "a.ipynb", ".mine.ipynb"]
-    for name in [*names, f".a@x1.5.{node}-{dead.pid}.ipynb"]:
+    for name in [*names, f".a@x1.5.{node}-{dead.pid}.ipynb", f".a.{node}-{dead.pid}.rows"]:
         (tmp_path / name).write_text("{}")
     batch._sweep(tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted(names)

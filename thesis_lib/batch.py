@@ -2,6 +2,7 @@
 
 `plan` makes tasks of a profile of notebooks/runs.yml, `run` executes those that are not up to date. Beside an
 executed copy lies its record (.json); the copy is up to date while the record's key equals the task's.
+Where one machine is too small the same tasks run on a Dask cluster (thesis_lib.cluster).
 """
 
 import json
@@ -13,14 +14,15 @@ import sys
 import threading
 import time
 from collections import Counter
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 
 import psutil
 
-from thesis_lib import stamp
+from thesis_lib import cluster, stamp
 from thesis_lib.batch_worker import execute, one_line
 from thesis_lib.plan import BatchError, Task, parameters_of, plan, read_json
 
@@ -40,11 +42,12 @@ class Outcome:
     message: str = ""
 
 
-def run(tasks, *, jobs=1, force=False, report=print) -> list[Outcome]:
+def run(tasks, *, jobs=1, scheduler=None, force=False, report=print) -> list[Outcome]:
     """Execute the tasks that are not up to date (all with `force`), `jobs` at a time; outcomes in that order.
 
     A failure does not stop the others. SIGINT and SIGTERM kill what runs and keep what is done. With jobs > 1
     notebooks share the processor: the times that they measure are then not comparable with the thesis.
+    scheduler: address of a Dask scheduler, tcp://host:8786, whose workers execute the tasks instead.
     """
     if type(jobs) is not int or jobs < 1:
         raise BatchError(f"jobs: notebooks at a time, a whole number from 1, not {jobs!r}")
@@ -54,34 +57,78 @@ def run(tasks, *, jobs=1, force=False, report=print) -> list[Outcome]:
     if any(task.effective.get("data") == "demo" for task in tasks):
         from thesis_lib import data
         data.demo()     # now: a minute that no notebook's limit nor two jobs should pay for
+    with _local(jobs) if scheduler is None else cluster.connect(scheduler, tasks, report) as place:
+        return _run(tasks, place, force, report)
+
+
+@contextmanager
+def _local(jobs):
+    """This machine: a thread per job, each waits for a process of its own."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    stop, lock = threading.Event(), threading.Lock()
+    with ThreadPoolExecutor(jobs) as pool:
+        yield cluster.Place(pool, threading.Event(), jobs, max(1, cores // jobs))
 
-    def one(number, task):
-        def say(text):
-            with lock:
-                report(f"[{number}/{len(tasks)}] {task.name}  {text}")
-                sys.stdout.flush()
 
-        if stop.is_set():
-            return Outcome(task, "not started")
-        try:
-            outcome = _run_task(task, force, max(1, cores // jobs), stop, say)
-        except (BatchError, OSError) as error:        # the notebook was broken meanwhile, or the disk is full
-            outcome = Outcome(task, "failed", message=one_line(f"{type(error).__name__}: {error}"))
-        say(f"{outcome.state}  {outcome.seconds:.0f} s  {outcome.message}".rstrip())
-        return outcome
+def _run(tasks, place, force, report) -> list[Outcome]:
+    left = {number: (read_json(task.record) or {}).get("seconds") for number, task in enumerate(tasks, 1)}
+    outcomes, lock = {}, threading.Lock()
 
-    futures = {}
-    with _on_signals(stop.set), ThreadPoolExecutor(jobs) as pool:
-        try:
+    def say(number, text):
+        with lock:
+            report(f"[{number}/{len(tasks)}] {tasks[number - 1].name}  {text}")
+            sys.stdout.flush()
+
+    try:
+        with _on_signals(place.stop.set):
             for collecting in (False, True):        # what collects results starts when the others have ended
-                futures |= {number: pool.submit(one, number, task) for number, task in enumerate(tasks, 1)
-                            if bool(task.after) == collecting}
-                wait(futures.values(), return_when=FIRST_EXCEPTION)
-        finally:
-            stop.set()                  # whatever broke here: no notebook runs on without its batch
-    return [futures[number].result() for number in sorted(futures)]
+                wave = {place.pool.submit(attempt, task, force, place.threads, place.stop,
+                                          *((None, partial(say, number)) if place.local else (task.key,))): number
+                        for number, task in enumerate(tasks, 1) if bool(task.after) == collecting}
+                for future in as_completed(wave):
+                    number = wave[future]
+                    outcome = outcomes[number] = _outcome(future, tasks[number - 1])
+                    del left[number]
+                    if outcome.state != "not started":
+                        say(number, f"{outcome.state}  {outcome.seconds:.0f} s  {outcome.message}".rstrip()
+                            + _progress(outcomes, left, place.slots))
+    finally:
+        place.stop.set()                # whatever broke here: no notebook runs on without its batch
+    return [outcomes[number] for number in sorted(outcomes)]
+
+
+def attempt(task, force, threads, stop, expected, say=None) -> Outcome:
+    """One task, here or on a worker of a cluster; whatever is wrong with it is told in its outcome.
+
+    expected: key of the task on another machine that started the batch; here it must be the same.
+    """
+    if stop.is_set():
+        return Outcome(task, "not started")
+    try:
+        key = task.key
+        if expected not in (None, key):
+            raise BatchError("the worker that took it sees another notebook, library or data than the batch")
+        return _run_task(task, key, force, threads, stop, say or (lambda text: None))
+    except (BatchError, OSError) as error:        # the notebook was broken meanwhile, or the disk is full
+        return Outcome(task, "failed", message=one_line(f"{type(error).__name__}: {error}"))
+
+
+def _outcome(future, task) -> Outcome:
+    try:
+        return future.result()
+    except Exception as error:
+        if type(error).__name__ != "KilledWorker":
+            raise
+        return Outcome(task, "killed", message="every worker that took it died (out of memory?)")
+
+
+def _progress(outcomes, left, slots) -> str:
+    """Counts, and what the last executions of the remaining tasks took together."""
+    if not left:
+        return ""
+    bad = sum(outcome.state not in ("done", "skipped") for outcome in outcomes.values())
+    known = [seconds for seconds in left.values() if seconds is not None]
+    return f"  ({len(outcomes)} ended, {bad} of them badly; {len(left)} left" + (
+        f", about {sum(known) / min(slots, len(left)) / 60:.0f} min" if len(known) == len(left) else "") + ")"
 
 
 def table(outcomes) -> str:
@@ -106,8 +153,8 @@ def describe(tasks, *, force=False) -> str:
     return _aligned([head, *rows]) + f"\nto run: {total:.0f} s or more"
 
 
-def _run_task(task, force, threads, stop, say) -> Outcome:
-    key, effective = task.key, task.effective         # now: the notebook may be edited while it runs
+def _run_task(task, key, force, threads, stop, say) -> Outcome:
+    effective = task.effective                        # now, as the key: the notebook may be edited while it runs
     if not force and up_to_date(task, key):
         return Outcome(task, "skipped", message="up to date")
     say("started")

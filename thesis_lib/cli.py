@@ -39,6 +39,8 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE",
                      help="set a parameter in every notebook that has it; may be repeated")
     run.add_argument("--jobs", type=int, default=1, help="notebooks at a time (default 1)")
+    run.add_argument("--scheduler", metavar="ADDRESS", help="Dask scheduler whose workers execute the notebooks, "
+                     "tcp://host:8786; data and outputs lie on a file system that all of them share")
     run.add_argument("--force", action="store_true", help="execute finished ones again, too")
     run.add_argument("--dry-run", action="store_true", help="show what would run, with parameters, and stop")
     run.set_defaults(do=_run)
@@ -148,7 +150,7 @@ def _run(args) -> int:
         return 0
     if args.jobs > 1:
         print(f"{args.jobs} notebooks at a time share the processor: their times are not comparable", file=sys.stderr)
-    outcomes = batch.run(tasks, jobs=args.jobs, force=args.force)
+    outcomes = batch.run(tasks, jobs=args.jobs, scheduler=args.scheduler, force=args.force)
     print(batch.table(outcomes))
     if any(outcome.state in ("interrupted", "not started") for outcome in outcomes):
         return EXIT_INTERRUPTED

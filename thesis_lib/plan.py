@@ -42,7 +42,7 @@ class Task:
     def key(self) -> str:
         """Identity of an execution started now: cells, parameters, library and packages, data, what it collects."""
         cells = [[cell["cell_type"], cell["source"], _tags(cell)] for cell in _cells(self.notebook)]
-        facts = [cells, self.effective, stamp.library_hash(), _files(self.effective),
+        facts = [cells, self.effective, stamp.library_hash(), files_of(self.effective),
                  [stamp.version_of(package) for package in stamp.PACKAGES],
                  [(read_json(record) or {}).get("finished") for record in self.after]]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -224,7 +224,7 @@ def _suffixes(variants) -> list[str]:
     return [f"@{text}" if clear else f"@{number}-{text}" for number, text in enumerate(texts, 1)]
 
 
-def _files(parameters) -> list:
+def files_of(parameters) -> list:
     """What the parameters `data` and `weights` stand for on this disk: names and sizes, or size and time."""
     facts = []
     for value in filter(None, (parameters.get("data"), parameters.get("weights"))):
