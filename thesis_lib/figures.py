@@ -232,6 +232,50 @@ def maps(samples: Sequence[Sample], full_maps: np.ndarray, scores: Sequence[floa
     return figure
 
 
+def inspection(sample: Sample, heat: np.ndarray, labels: np.ndarray, scores: np.ndarray, index: int, threshold: float,
+               times: Mapping[str, float], crops: Sequence[np.ndarray], preprocess: Preprocess) -> Figure:
+    """One picture through a detector: picture, map (H, W), scores and ROC of all pictures, stage times in ms, crops.
+
+    crops: the farthest patch of the picture, then the nominal patches nearest to it; may be empty.
+    """
+    figure = Figure(figsize=(11, 4.9 if len(crops) else 3.0), layout="constrained", dpi=90)
+    heights = [3, 1.9] if len(crops) else [3]
+    top, *rest = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+    shown, mapped, hist, curve, bars = top.subplots(1, 5, width_ratios=[1, 1, 1, 1, 0.9])
+    rgb, mask = to_rgb(preprocess.image(sample.path)), preprocess.mask(sample)
+    shown.imshow(rgb)
+    mapped.imshow(rgb.mean(axis=2), cmap="gray")
+    mapped.imshow(heat, cmap=HEAT, alpha=0.65)
+    for axis, title in ((shown, f"{sample.defect}/{sample.path.stem}"), (mapped, f"score {scores[index]:.3f}")):
+        axis.set_axis_off()
+        axis.set_title(title, fontsize=9)
+        if mask.any():
+            axis.contour(mask, levels=[0.5], colors="#4be04b", linewidths=0.9)
+    bins = np.linspace(scores.min(), scores.max(), 20)
+    for value, name, colour in ((0, "nominal", GOOD), (1, "anomalous", BAD)):
+        hist.hist(scores[labels == value], bins, alpha=0.65, color=colour, label=name)
+    hist.axvline(threshold, color="black", lw=1, ls="--")
+    hist.plot(scores[index], 0, "^", color="black", clip_on=False, label="this picture")
+    hist.set(xlabel="anomaly score", ylabel="pictures")
+    hist.legend(fontsize=6)
+    _roc(curve, labels, scores, color="black")
+    alarms = scores >= threshold
+    curve.plot(alarms[labels == 0].mean(), alarms[labels == 1].mean(), "o", color=BAD)
+    bars.barh(list(times), list(times.values()), color=[STAGE_COLOURS[stage] for stage in times])
+    bars.invert_yaxis()
+    bars.set_xlabel("milliseconds")
+    for row, ms in enumerate(times.values()):
+        bars.annotate(f"{ms:.1f}", (ms, row), (3, 0), textcoords="offset points", va="center", fontsize=8)
+    bars.set_xlim(0, 1.3 * max(times.values()))
+    if rest:
+        titles = ["its farthest patch", *(f"nominal, {number}. nearest" for number in range(1, len(crops)))]
+        for axis, crop, title in zip(rest[0].subplots(1, len(crops)), crops, titles, strict=True):
+            axis.imshow(crop)
+            axis.set_title(title, fontsize=9)
+            axis.set_axis_off()
+    return figure
+
+
 def to_rgb(image) -> np.ndarray:
     """(3, H, W) normalised tensor -> (H, W, 3) uint8."""
     pixels = image.numpy().transpose(1, 2, 0) * IMAGENET_STD + IMAGENET_MEAN
