@@ -32,10 +32,12 @@ test: $(READY)  ## all tests
 lab: $(READY)  ## open JupyterLab on 00_start_here
 	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
 
-bench: $(READY)  ## stage times of PatchCore on this machine by the thesis' protocol, and the coreset against a plain loop
+bench: $(READY)  ## stage times of PatchCore on this machine; a picture, its search and the coreset against plain code and the floor
 	$(BIN)/thesis time patchcore --data demo --category granulate --weights random --layers 2 --pictures 20 --force
 	$(BIN)/thesis time patchcore --data demo --category granulate --weights random --layers 2,3 --pictures 20 --force
-	$(BIN)/python benchmarks/bench_coreset.py
+	$(BIN)/python -m benchmarks.bench_picture
+	$(BIN)/python -m benchmarks.bench_search
+	$(BIN)/python -m benchmarks.bench_coreset
 
 render: run  ## copy the executed notebooks to outputs/rendered, if they are fit to be shown
 	$(BIN)/thesis render --profile $(PROFILE)

@@ -1,21 +1,19 @@
 """Farthest-first coreset against the plain loop in torch, on real patch features, both sides in turn in one process.
 
-    python benchmarks/bench_coreset.py                                          # demo pictures, bundled weights
-    python benchmarks/bench_coreset.py --data data/mvtec_ad --category screw --weights imagenet
+    python -m benchmarks.bench_coreset                                         # demo pictures, bundled weights
+    python -m benchmarks.bench_coreset--data data/mvtec_ad --category screw --weights imagenet
 
 Three sides per size: the library, the plain loop, and reading all features once, which is the floor of any loop that
 looks at every row for every pick. Before the clock starts, the library's rows must be those of the plain loop in
 float64. The table is printed and stored as a row of kind "benchmark".
 """
 
-import argparse
-
 import numpy as np
-import pandas as pd
 import torch
 from torch.utils.benchmark import Measurement, Timer
 
-from thesis_lib import backbones, coreset, data, results
+from benchmarks import common
+from thesis_lib import coreset, data
 from thesis_lib.methods import PatchCore
 
 NOISE = 0.3             # of a channel's standard deviation, on the features that are repeated
@@ -59,43 +57,31 @@ def compare(features: np.ndarray, picks: int, plain_picks: int, rounds: int, thr
     for _ in range(rounds):
         for name, timer in timers.items():
             taken[name].append(timer.timeit(1))     # one run after two untimed ones
-    ms = {name: np.array(Measurement.merge(runs)[0].times) * 1e3 / sides[name][1] for name, runs in taken.items()}
+    seconds = {name: np.array(Measurement.merge(runs)[0].times) / sides[name][1] for name, runs in taken.items()}
     same = {"thesis_lib": picks, "plain loop": int((np.array(float32) == exact).sum())}
-    return [{"rows": len(features), "dimension": features.shape[1], "side": name, "ms_median": float(np.median(x)),
-             "ms_min": float(x.min()), "ratio": float(np.median(x) / np.median(ms["thesis_lib"])),
-             "same_rows": f"{same[name]} of {picks}" if name in same else "", "raw_ms": x.tolist()}
-            for name, x in ms.items()]
+    return [{"rows": len(features), "dimension": features.shape[1], "side": name,
+             **common.statistics(x, seconds["thesis_lib"]),
+             "same_rows": f"{same[name]} of {picks}" if name in same else ""} for name, x in seconds.items()]
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="demo", help="folder of categories in MVTec AD layout, or demo")
-    parser.add_argument("--category", default="granulate")
-    parser.add_argument("--weights", default="bundled", help="imagenet, bundled, random or a .safetensors file")
+    parser = common.parser(__doc__, rounds=7)
+    common.add_pictures(parser)
     parser.add_argument("--sizes", default="61440,256000", help="rows, separated by commas")
     parser.add_argument("--picks", type=int, default=1000)
     parser.add_argument("--plain-picks", type=int, default=30, help="of the plain loop when timed: each costs the same")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
     args = parser.parse_args(arguments)
-
-    torch.set_num_threads(args.threads)
-    category, preprocess = data.scan(data.resolve(args.data), args.category), data.Preprocess()
+    common.set_threads(args)
+    category, preprocess = common.pictures(args)
     detector = PatchCore(layers=(2,), weights=args.weights)
     patches = np.asarray(detector.collect(data.Pictures(category.train, preprocess)))
     lines = []
     for size in map(int, args.sizes.split(",")):
         features = resized(patches, size, np.random.default_rng(0))
         lines += compare(features, args.picks, args.plain_picks, args.rounds, args.threads)
-    protocol = {name: getattr(args, name) for name in ("picks", "plain_picks", "rounds", "threads")}
-    subject = {"method": "coreset", "category": category.name, "data": category.fingerprint,
-               "weights": backbones.record(detector.backbone, args.weights),
-               "parameters": detector.parameters(identity_only=True), "protocol": protocol}
-    subject["parameters"] |= {"bank": args.picks, "sizes": args.sizes, "noise": NOISE}
-    row = results.save("benchmark", subject, {"lines": lines})
-    print(f"{category.name}: {len(patches)} patches; more rows are these repeated with noise. "
-          f"{args.threads} threads, {args.picks} picks, milliseconds per pick, row {row['id']}")
-    print(pd.DataFrame(lines).drop(columns="raw_ms").round(3).to_string(index=False))
+    print(f"{len(patches)} patches; more rows are these repeated with noise; milliseconds per pick")
+    subject = common.subject(detector, category, args, bank=args.picks, sizes=args.sizes, noise=NOISE)
+    common.report("coreset", args, subject, lines, "picks", "plain_picks")
 
 
 if __name__ == "__main__":

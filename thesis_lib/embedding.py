@@ -53,16 +53,23 @@ class Original:
 
 @dataclass(frozen=True)
 class Pooled:
-    """Pool every level in two dimensions, bring the deeper ones to the finest grid, concatenate the channels."""
+    """Pool every level in two dimensions, bring the deeper ones to the finest grid, concatenate the channels.
+
+    All of it with the channels of a place side by side in memory, as the patch vectors need them in the end: torch's
+    pooling is 4 to 10 times faster on that layout, and the last transposition costs nothing.
+    """
 
     pools: tuple[Callable[[torch.Tensor], torch.Tensor], ...]
     join: str
 
     def __call__(self, features: Features) -> Patches:
-        pooled = {level: torch.cat([pool(x) for pool in self.pools], dim=1) for level, x in features.items()}
+        pooled = {level: self._pool(x.contiguous(memory_format=torch.channels_last)) for level, x in features.items()}
         grid = _finest(pooled)
-        joined = torch.cat([_to_grid(pooled[level], grid, self.join) for level in sorted(pooled)], dim=1)
-        return Patches(joined.flatten(2).transpose(1, 2).contiguous(), grid)
+        joined = _beside([_to_grid(pooled[level], grid, self.join) for level in sorted(pooled)])
+        return Patches(joined.permute(0, 2, 3, 1).flatten(1, 2).contiguous(), grid)
+
+    def _pool(self, x: torch.Tensor) -> torch.Tensor:
+        return _beside([pool(x) for pool in self.pools])
 
 
 def parse(name: str, join: str = "repeat") -> Original | Pooled:
@@ -121,6 +128,11 @@ class _Identity:
         return x
 
 
+def _beside(maps: list[torch.Tensor]) -> torch.Tensor:
+    """Channels of all maps; torch.cat would copy a single one, too."""
+    return torch.cat(maps, dim=1) if len(maps) > 1 else maps[0]
+
+
 def _finest(features: Features) -> tuple[int, int]:
     return tuple(features[min(features)].shape[-2:])
 
@@ -134,4 +146,5 @@ def _to_grid(x: torch.Tensor, grid: tuple[int, int], join: str) -> torch.Tensor:
     if grid[0] % h or grid[1] % w:
         raise ValueError(f"join=repeat: a map of {h}x{w} does not repeat block-wise onto {grid[0]}x{grid[1]}, "
                          "the sides must divide; use join=interpolate")
-    return x.repeat_interleave(grid[0] // h, dim=2).repeat_interleave(grid[1] // w, dim=3)
+    blocks = x.permute(0, 2, 3, 1)[:, :, None, :, None].expand(-1, -1, grid[0] // h, -1, grid[1] // w, -1)
+    return blocks.reshape(len(x), *grid, -1).permute(0, 3, 1, 2)

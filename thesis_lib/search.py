@@ -13,6 +13,8 @@ import torch
 from scipy.spatial.distance import cdist
 
 DISTANCES = ("l2", "l2_squared")
+BLOCK = 256             # queries at a time, fewer where their distances would take more than 64 MB;
+LARGEST = 2**24         # measured with benchmarks/bench_search.py
 
 
 @dataclass
@@ -73,7 +75,10 @@ class Cdist(Search):
 
 
 class Torch(Search):
-    """One matrix product: |x|^2 - 2xy + |y|^2 in float32; only the smallest k are looked at."""
+    """|x|^2 - 2xy + |y|^2 in float32: a matrix product per block of queries, whose smallest k are taken at once.
+
+    A block's distances are still in the cache when they are looked at, and all blocks reuse one buffer.
+    """
 
     def fit(self, bank):
         super().fit(bank)
@@ -81,10 +86,20 @@ class Torch(Search):
         return self
 
     def _nearest(self, vectors, k):
+        rows = min(len(vectors), BLOCK, max(1, LARGEST // len(self.bank)))
+        buffer = torch.empty(rows, len(self.bank))
+        nearest, indices = torch.empty(len(vectors), k), torch.empty(len(vectors), k, dtype=torch.int64)
         with _torch_threads(self.threads):
-            partial = torch.addmm(self.norms, vectors, self.bank.T, alpha=-2)           # (Q, M), |x|^2 missing
-            nearest, indices = partial.min(1, keepdim=True) if k == 1 else partial.topk(k, dim=1, largest=False)
-            return nearest + vectors.square().sum(dim=1, keepdim=True), indices
+            for start in range(0, len(vectors), rows):
+                part = slice(start, start + rows)
+                partial = buffer[:len(vectors[part])]                                   # (rows, M), |x|^2 missing
+                torch.addmm(self.norms, vectors[part], self.bank.T, alpha=-2, out=partial)
+                if k == 1:      # NumPy's argmin is vectorised, torch's minimum with its place is not
+                    indices[part, 0] = torch.from_numpy(partial.numpy().argmin(axis=1))
+                    torch.gather(partial, 1, indices[part], out=nearest[part])
+                else:
+                    torch.topk(partial, k, dim=1, largest=False, out=(nearest[part], indices[part]))
+            return nearest.add_(vectors.square().sum(dim=1, keepdim=True)), indices
 
 
 ENGINES = {"faiss": Faiss, "cdist": Cdist, "torch": Torch}
