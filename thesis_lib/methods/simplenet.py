@@ -74,9 +74,11 @@ class SimpleNet(Trained):
 
     def architecture(self):
         d = embedding.parse(self.embedding, self.join).width(self.backbone_.channels)
+        # The batch norm takes any bias in front of it away again; Adam would turn its gradient, rounding alone, into
+        # full steps. The official code has both, the paper's adaptor has none.
         networks = nn.ModuleDict({
-            "adaptor": nn.Linear(d, d),
-            "discriminator": nn.Sequential(nn.Linear(d, self.hidden), nn.BatchNorm1d(self.hidden),
+            "adaptor": nn.Linear(d, d, bias=False),
+            "discriminator": nn.Sequential(nn.Linear(d, self.hidden, bias=False), nn.BatchNorm1d(self.hidden),
                                            nn.LeakyReLU(SLOPE), nn.Linear(self.hidden, 1, bias=False))})
         for layer in networks.modules():
             if isinstance(layer, nn.Linear):
@@ -117,5 +119,5 @@ def fold(networks: nn.ModuleDict) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
     adaptor, (first, norm, _, last) = networks["adaptor"], networks["discriminator"]
     scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
     weight = scale[:, None] * (first.weight.double() @ adaptor.weight.double())
-    bias = scale * (first.weight.double() @ adaptor.bias.double() + first.bias - norm.running_mean) + norm.bias
+    bias = norm.bias - scale * norm.running_mean
     return weight.float(), bias.float(), last.weight[0]
