@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch.utils.benchmark import Measurement, Timer
 
-from thesis_lib import backbones, coreset, data, results
+from thesis_lib import coreset, data, results, weightfiles
 from thesis_lib.methods import PatchCore
 
 NOISE = 0.3             # of a channel's standard deviation, on the features that are repeated
@@ -89,7 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
         lines += compare(features, args.picks, args.plain_picks, args.rounds, args.threads)
     protocol = {name: getattr(args, name) for name in ("picks", "plain_picks", "rounds", "threads")}
     subject = {"method": "coreset", "category": category.name, "data": category.fingerprint,
-               "weights": backbones.record(detector.backbone, args.weights),
+               "weights": weightfiles.record(detector.backbone, args.weights),
                "parameters": detector.parameters(identity_only=True), "protocol": protocol}
     subject["parameters"] |= {"bank": args.picks, "sizes": args.sizes, "noise": NOISE}
     row = results.save("benchmark", subject, {"lines": lines})
