@@ -7,21 +7,19 @@ the second keeps the fine detail that makes a defect.
 """
 
 import dataclasses
-import json
-import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from pretraining.stream import Batch, Stream
-from thesis_lib.backbones import torchvision
+from thesis_lib import weightfiles
 from thesis_lib.methods.base import parameter
 from thesis_lib.training import TrainingError, check_device, descend
+from thesis_lib.weightfiles import torchvision
 
 UNSEEN = 2**31      # number of the first batch that no training reaches: the accuracy is measured from here on
 
@@ -150,7 +148,7 @@ def train(recipe: Recipe, out: Path, *, device: str = "cpu", threads: int | None
     card = {"recipe": dataclasses.asdict(recipe), "pictures": recipe.steps * recipe.batch,
             "accuracy": accuracy(network, stream), "hours": round(course.seconds / 3600, 2),
             "device": _device(device), "threads": torch.get_num_threads(), "torch": torch.__version__.split("+")[0]}
-    _export(network, card, out)
+    weightfiles.write(network.trunk.state_dict(), card, out)
     checkpoint.unlink()
     return card
 
@@ -165,14 +163,6 @@ def accuracy(network: Network, stream: Stream, batches: int = 20) -> dict[str, f
         for level, logits in network(batch.images)[0].items():
             right.setdefault(level, []).append((logits.mean((2, 3)).argmax(1) == batch.first).float().mean().item())
     return {level: round(sum(values) / len(values), 4) for level, values in right.items()}
-
-
-def _export(network: Network, card: dict, out: Path) -> None:
-    state = {key: value.half().contiguous().cpu() for key, value in network.trunk.state_dict().items()
-             if not key.endswith("num_batches_tracked")}
-    partial = out.with_name(out.name + ".partial")
-    safetensors.torch.save_file(state, partial, metadata={"card": json.dumps(card)})
-    os.replace(partial, out)
 
 
 def _device(device: str) -> str:

@@ -9,7 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from thesis_lib import backbones, data, evaluation
+from thesis_lib import backbones, data, evaluation, weightfiles
 from thesis_lib.methods import PatchCore
 
 CHANNELS = {"resnet18": (64, 128, 256, 512), "resnet34": (64, 128, 256, 512),
@@ -40,7 +40,7 @@ def no_numbers(monkeypatch):
             net = backbones.torchvision().models.get_model(name, weights=None)
         return {key: torch.tensor(0.01).expand(value.shape) for key, value in net.state_dict().items()
                 if not key.endswith("num_batches_tracked")}
-    monkeypatch.setattr(backbones, "_imagenet", state)
+    monkeypatch.setattr(weightfiles, "imagenet", state)
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +184,7 @@ def test_unknown_weights_are_refused(weights, tmp_path, monkeypatch):
 
 def test_bundled_weights_load_with_all_levels():
     backbone = backbones.load("resnet18", (1, 2, 3, 4), "bundled")
-    file = backbones.bundled("resnet18")
+    file = weightfiles.bundled("resnet18")
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     assert backbone.weights == {"source": "bundled", "sha256": digest[:16]}
     assert file.stat().st_size < 24e6
@@ -196,7 +196,7 @@ def test_bundled_weights_load_with_all_levels():
 
 def test_bundled_weights_say_how_they_were_made():
     """The card inside the file is the one that the model card prints."""
-    file = backbones.bundled("resnet18")
+    file = weightfiles.bundled("resnet18")
     with safetensors.safe_open(file, "pt") as content:
         card = json.loads(content.metadata()["card"])
     assert card["recipe"]["steps"] * card["recipe"]["batch"] == card["pictures"]
@@ -211,7 +211,7 @@ def test_bundled_weights_are_checked(tmp_path, monkeypatch, content, message):
     file = tmp_path / "weights.safetensors"
     if content:
         file.write_bytes(content)
-    monkeypatch.setattr(backbones, "bundled", lambda name: file)
+    monkeypatch.setattr(weightfiles, "bundled", lambda name: file)
     with pytest.raises(backbones.WeightsError, match=message):
         backbones.load("resnet18", (1,), "bundled")
 

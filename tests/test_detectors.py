@@ -15,9 +15,13 @@ from thesis_lib.methods import METHODS, Detector, PatchCore, Prediction
 pytestmark = pytest.mark.usefixtures("networks_built_once")
 
 NETWORK = {"backbone": "resnet18", "layers": (1,), "weights": "random"}
-TINY = {"patchcore": {**NETWORK, "bank": 20}, "spade": {**NETWORK, "k": 2}, "padim": {**NETWORK, "channels": 8}}
+TINY = {"patchcore": {**NETWORK, "bank": 20}, "spade": {**NETWORK, "k": 2}, "padim": {**NETWORK, "channels": 8},
+        "simplenet": {**NETWORK, "hidden": 16, "noise": 0.3, "epochs": 2, "passes": 4, "batch": 2,
+                      "adaptor_rate": 1e-3, "discriminator_rate": 1e-2}}
 # Parameter -> another value, and what else must be set for it to matter. "weights" is tested by itself.
 ENGINE = {"engine": ("int8", {}), "calibration": (1, {"engine": "int8"})}
+TRAINING = {"snapshots": (1, {}), "resume": (False, {}), "checkpoint_s": (0.0, {}), "device": ("cuda", {}),
+            "precision": ("bfloat16", {})}
 OTHER = {"patchcore": {
     "seed": (1, {}), "backbone": ("resnet34", {}), "layers": ((2,), {}), "weights": (None, {}), **ENGINE,
     "tap": ("preactivation", {}), "activation": ("sigmoid", {}), "scaling": ("normalise", {}),
@@ -34,9 +38,14 @@ OTHER = {"patchcore": {
     "padim": {
     "seed": (1, {}), "backbone": ("resnet34", {}), "layers": ((2,), {}), "weights": (None, {}), **ENGINE,
     "embedding": ("avg_k3_s2_p1", {}), "join": ("interpolate", {"layers": (1, 2)}), "channels": (9, {}),
-    "eps": (0.1, {}), "sigma": (0.0, {}), "memory_limit_gb": (3.0, {})}}
+    "eps": (0.1, {}), "sigma": (0.0, {}), "memory_limit_gb": (3.0, {})},
+    "simplenet": {
+    "seed": (1, {}), "backbone": ("resnet34", {}), "layers": ((2,), {}), "weights": (None, {}), **ENGINE,
+    "embedding": ("avg_k3_s2_p1", {}), "join": ("interpolate", {"layers": (1, 2)}), **TRAINING, "hidden": (8, {}),
+    "noise": (0.1, {}), "margin": (0.3, {}), "epochs": (3, {}), "passes": (5, {}), "batch": (3, {}),
+    "adaptor_rate": (1e-2, {}), "discriminator_rate": (1e-3, {})}}
 CASES = [(name, parameter) for name, others in OTHER.items() for parameter in others
-         if parameter != "weights"]
+         if parameter not in ("weights", "device")]      # no test needs a GPU
 
 
 def images(count, seed=0):
@@ -247,7 +256,7 @@ def test_no_parameter_is_without_effect(name, parameter, monkeypatch):
     detectors = fitted(name, **setting), fitted(name, **{**setting, parameter: value})
     assert getattr(detectors[1], parameter) == value != getattr(detectors[0], parameter)
     results = [answers(detector) for detector in detectors]
-    silent = parameter == "search" or (parameter == "seed" and not detectors[0].seeded)
+    silent = parameter in ("search", "snapshots") or (parameter == "seed" and not detectors[0].seeded)
     if silent or parameter not in detectors[0].parameters(identity_only=True):
         for a, b in zip(*results, strict=True):
             torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)

@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from pretraining import formulas, stream, training
+from pretraining import stream, training
 from pretraining.__main__ import main
-from pretraining.formulas import FAMILIES, NUMBERS, Canvas
 from pretraining.stream import Stream
 from pretraining.training import Recipe, train
-from thesis_lib import backbones
+from thesis_lib import backbones, formulas, procedural, sources
+from thesis_lib.formulas import FAMILIES, NUMBERS, Canvas
 from thesis_lib.training import TrainingError
 
 TINY = Recipe(steps=6, classes=24, side=32, batch=6)
@@ -66,7 +66,7 @@ def test_a_batch_is_a_function_of_seed_and_number():
 @pytest.fixture
 def no_camera(monkeypatch):
     """Views that differ by their warp alone, in plain values of 0 to 1."""
-    monkeypatch.setattr(stream, "_photograph", lambda images, camera, generator: images)
+    monkeypatch.setattr(stream, "photograph", lambda images, camera, generator: images)
     monkeypatch.setattr(stream, "IMAGENET_MEAN", (0, 0, 0))
     monkeypatch.setattr(stream, "IMAGENET_STD", (1, 1, 1))
 
@@ -194,5 +194,5 @@ def test_the_file_must_be_safetensors(tmp_path):
 
 def test_the_demo_set_stays_unseen():
     """No picture of the stream comes from the generator of the demo set."""
-    for module in (formulas, training, inspect.getmodule(Stream)):
+    for module in (formulas, procedural, sources, training, inspect.getmodule(Stream)):
         assert "synthetic" not in inspect.getsource(module)

@@ -1,34 +1,25 @@
-"""Frozen torchvision networks, cut after the deepest wanted level, that return their feature maps.
+"""Frozen networks, cut after the deepest wanted level, that return their feature maps.
 
-Levels 1 to 4 are layer1..layer4 of a ResNet and the four stages of a ConvNeXt (strides 4, 8, 16, 32).
+Levels 1 to 4 are layer1..layer4 of a ResNet and the four stages of a ConvNeXt (strides 4, 8, 16, 32), both
+torchvision's. A PDN has one level, its output (stride 4).
 """
 
-import hashlib
-import importlib
-import sys
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from thesis_lib import weightfiles
+from thesis_lib.pdn import CONVOLUTIONS, FIELD, PDN
+from thesis_lib.weightfiles import WeightsError, WeightsMissing, record, torchvision
+
 RESNETS = ("resnet18", "resnet34", "wide_resnet50_2", "wide_resnet101_2")
 CONVNEXTS = ("convnext_tiny", "convnext_small", "convnext_base", "convnext_large")
-NAMES = RESNETS + CONVNEXTS
-BUNDLED = {"resnet18": ("resnet18_procedural.safetensors", "46c50604f8db1e41")}     # file, first digits of its SHA-256
+PDNS = tuple(CONVOLUTIONS)
+NAMES = RESNETS + CONVNEXTS + PDNS
 TAPS = ("output", "preactivation", "branch")
-_KEEP = []
-
-
-class WeightsError(ValueError):
-    """Weights are missing or do not fit; the message says what to do."""
-
-
-class WeightsMissing(WeightsError):
-    """They may be all right elsewhere, but this network's are not at hand here."""
 
 
 class Backbone(nn.Module):
@@ -48,7 +39,7 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: torch.Tensor) -> dict[int, torch.Tensor]:
-        check_images(images)
+        check_images(self.name, images)
         return dict(zip(self.layers, _walk(self.levels, self.layers, images, self.tap), strict=True))
 
     @property
@@ -78,18 +69,18 @@ def load(name: str, layers: Sequence[int], weights: str = "imagenet", seed: int 
     """Build a frozen backbone up to max(layers).
 
     weights: "imagenet" (torchvision's V1 file, downloaded once and hash-checked), "bundled" (trained by this project
-    on pictures made by formula, ships with it, hash-checked; resnet18 only), "random" (torchvision's initialisation
-    drawn from `seed`), or a .safetensors file with torchvision's key names that holds at least the needed levels.
+    on pictures made by formula, ships with it, hash-checked; resnet18 and pdn_small), "random" (torch's initialisation
+    drawn from `seed`), or a .safetensors file with torchvision's key names that holds at least the needed levels (for a
+    PDN the key names of the published weights, conv1.weight ...).
     Raises WeightsError; there is no silent fallback.
     """
     layers, origin = check(name, layers, tap), record(name, weights, seed)
     if weights == "random":
-        with torch.random.fork_rng(devices=[]):     # torchvision initialises from the global generator
+        with torch.random.fork_rng(devices=[]):     # torch initialises from the global generator
             torch.manual_seed(seed)
             state = _trunk(name, layers).state_dict()
     else:
-        read = _imagenet(name) if weights == "imagenet" else _file(bundled(name) if weights == "bundled" else weights)
-        state = _state(name, layers, read, origin["source"])
+        state = _state(name, layers, weightfiles.read(name, weights), origin["source"])
     return restore(name, layers, state, origin, tap)
 
 
@@ -114,69 +105,26 @@ def restore(name: str, layers: Sequence[int], state: dict[str, torch.Tensor], or
     return Backbone(name, trunk, layers, origin, tap).eval()
 
 
-def record(name: str, weights: str, seed: int = 0) -> dict:
-    """Where the weights come from, without loading them: part of a result's identity."""
-    if weights == "random":
-        return {"source": "random", "seed": seed, "sha256": None}
-    if weights == "imagenet":
-        return {"source": "imagenet", "sha256": str(torchvision().models.get_model_weights(name).IMAGENET1K_V1)}
-    if weights == "bundled":
-        path, wanted = bundled(name), BUNDLED[name][1]
-        if (found := _sha256(path)) != wanted:
-            raise WeightsError(f"{path}: hash {found}, the project's file has {wanted}; it is damaged or another one, "
-                               "install the project again")
-        return {"source": "bundled", "sha256": found}
-    path = Path(weights).expanduser()
-    if path.suffix != ".safetensors" or not path.is_file():
-        raise WeightsError(f"weights={weights!r}: needs imagenet, bundled, random or an existing .safetensors file")
-    # The name of the file, not its folder: a result must not depend on where it lies.
-    return {"source": path.name, "sha256": _sha256(path)}
-
-
-def bundled(name: str) -> Path:
-    """File of the weights that ship with the project, in torchvision's key names; WeightsError where there is none."""
-    if name not in BUNDLED:
-        raise WeightsMissing(f"weights=bundled: there are none for {name}, only for {', '.join(BUNDLED)}; "
-                           "give imagenet, random or a .safetensors file")
-    return Path(__file__).parent / "weights" / BUNDLED[name][0]
-
-
-def check(name: str, layers: Sequence[int], tap: str = "output") -> tuple[int, ...]:
-    """Sorted levels, or ValueError naming what is wrong."""
+def check(name: str, layers: Sequence[int] | None, tap: str = "output") -> tuple[int, ...]:
+    """Sorted levels, for None the network's usual one: 2, of a PDN its only one. ValueError names what is wrong."""
     if name not in NAMES:
         raise ValueError(f"backbone={name!r}: needs one of {', '.join(NAMES)}")
-    levels = tuple(sorted(set(layers)))
-    if not levels or any(level not in (1, 2, 3, 4) for level in levels):
-        raise ValueError(f"layers={','.join(map(str, layers))}: needs one or more of 1, 2, 3, 4")
-    possible = ("output", "preactivation" if name in RESNETS else "branch")
+    known = (1,) if name in PDNS else (1, 2, 3, 4)
+    levels = known[:2][-1:] if layers is None else tuple(sorted(set(layers)))
+    if not levels or not set(levels) <= set(known):
+        raise ValueError(f"layers={','.join(map(str, layers))}: needs one or more of {', '.join(map(str, known))}"
+                         + (f", {name} has one level" if name in PDNS else ""))
+    possible = ("output", *(["preactivation"] if name in RESNETS else ["branch"] if name in CONVNEXTS else []))
     if tap not in possible:
         raise ValueError(f"tap={tap!r}: {name} has {' and '.join(possible)}")
     return levels
 
 
-def check_images(images: torch.Tensor) -> None:
+def check_images(name: str, images: torch.Tensor) -> None:
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images of shape {tuple(images.shape)}: needs (B, 3, H, W)")
-
-
-def torchvision():
-    """torchvision, also where its compiled operators do not load (PyPI's wheel beside the CPU build of torch).
-
-    Only nms and qnms are declared, and only after the import has failed for want of them: none of them is
-    used here, and where the operators do load a second declaration would be an error.
-    """
-    try:
-        return importlib.import_module("torchvision")
-    except RuntimeError as error:
-        if "operator torchvision::nms does not exist" not in str(error):
-            raise
-    for module in [module for module in sys.modules if module.split(".")[0] == "torchvision"]:
-        del sys.modules[module]
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for operator in ("nms", "qnms"):
-        library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _KEEP.append(library)       # the declaration lives as long as this object
-    return importlib.import_module("torchvision")
+    if name in PDNS and min(images.shape[-2:]) < FIELD:
+        raise ValueError(f"images of shape {tuple(images.shape)}: {name} needs at least {FIELD}x{FIELD} pixels")
 
 
 def _walk(levels: nn.ModuleDict, layers: Sequence[int], x: torch.Tensor, tap: str) -> tuple[torch.Tensor, ...]:
@@ -193,6 +141,8 @@ def _walk(levels: nn.ModuleDict, layers: Sequence[int], x: torch.Tensor, tap: st
 
 def _trunk(name: str, layers: Sequence[int]) -> nn.ModuleDict:
     """One module per level up to the deepest; the stem belongs to level 1."""
+    if name in PDNS:
+        return nn.ModuleDict({"1": PDN(name)})
     net = torchvision().models.get_model(name, weights=None)
     if name in RESNETS:
         stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
@@ -229,12 +179,12 @@ def shapes(name: str, layers: Sequence[int]) -> tuple[dict[int, int], dict[int, 
 
 @cache
 def _pyramid(name: str) -> dict[int, tuple[int, int]]:
-    """(channels, stride) of every level, read off tensors without storage."""
+    """(channels, stride) of every level, read off tensors without storage; a PDN cuts a rim off."""
     with torch.device("meta"), torch.no_grad():
-        x, side, found = torch.empty(1, 3, 64, 64), 64, {}
+        x, wider, found = torch.empty(1, 3, 64, 64), torch.empty(1, 3, 64, 128), {}
         for level, block in _trunk(name, (1, 2, 3, 4)).eval().items():
-            x = block(x)
-            found[int(level)] = x.shape[1], side // x.shape[-1]
+            x, wider = block(x), block(wider)
+            found[int(level)] = x.shape[1], 64 // (wider.shape[-1] - x.shape[-1])
     return found
 
 
@@ -242,6 +192,8 @@ def _torchvision_key(name: str, key: str) -> str:
     """Key of our trunk -> key in torchvision's checkpoint ("1.0.1.weight" -> "bn1.weight")."""
     level, *rest = key.split(".")
     level = int(level)
+    if name in PDNS:
+        return ".".join(rest)
     if name in RESNETS:
         if level > 1:
             return ".".join([f"layer{level}", *rest])
@@ -270,37 +222,3 @@ def _state(name: str, layers: Sequence[int], state: dict, source: str) -> dict[s
             raise WeightsError(f"{source}: {wanted} holds NaN or infinite values; the file is damaged")
         values[key] = value
     return values
-
-
-def _sha256(path: Path) -> str:
-    try:
-        return _content_hash(path, path.stat().st_mtime_ns)
-    except OSError as error:
-        raise WeightsError(f"{path}: not readable ({error.strerror}); install the project again") from error
-
-
-@cache
-def _content_hash(path: Path, changed: int) -> str:
-    """Once for every state of the file: a table of a hundred configurations asks a hundred times."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-
-
-def _file(weights: str | Path) -> dict:
-    path = Path(weights).expanduser()
-    try:
-        return safetensors.torch.load_file(path)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise WeightsError(f"{path}: not a readable safetensors file ({error})") from error
-
-
-def _imagenet(name: str) -> dict:
-    tag = torchvision().models.get_model_weights(name).IMAGENET1K_V1
-    try:
-        return tag.get_state_dict(progress=False, check_hash=True, weights_only=True)
-    except OSError as error:                                # URLError is one, too
-        raise WeightsMissing(
-            f"weights=imagenet: {tag.url.rsplit('/', 1)[-1]} could not be downloaded ({error}); with a network it is "
-            f"fetched once into torch's cache; without one give weights=bundled ({', '.join(BUNDLED)}), a .safetensors "
-            "file or weights=random") from error
-    except RuntimeError as error:                           # torch reports a hash mismatch as RuntimeError
-        raise WeightsError(f"weights=imagenet: {error}; delete the file in torch's cache and try again") from error

@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from thesis_lib import backbones, tables
+from thesis_lib import backbones, tables, weightfiles
 from thesis_lib.data import Preprocess
 from thesis_lib.methods import METHODS, Detector
 
 NETWORKS = {"ResNet18": "resnet18", "ResNet34": "resnet34", "WideResNet50": "wide_resnet50_2",
             "ConvNeXt-XS": "convnext_tiny", "ConvNeXt-S": "convnext_small", "ConvNeXt-M": "convnext_base",
-            "ConvNeXt-L": "convnext_large"}
+            "ConvNeXt-L": "convnext_large", "PDN-S": "pdn_small", "PDN-M": "pdn_medium"}
 ACTIVATIONS = {"ReLU": "relu", "Leaky ReLU": "leaky_relu", "Identität": "identity", "Sigmoid": "sigmoid",
                "SoftMin": "softmin"}
 SCALINGS = {"": "none", "N": "normalise", "N, W": "normalise_weight"}
@@ -23,7 +23,7 @@ SCALINGS = {"": "none", "N": "normalise", "N, W": "normalise_weight"}
 
 @dataclass(frozen=True)
 class Configuration:
-    """`parameters` are those that can change a result, in JSON's types; `weights` is what `backbones.record` says."""
+    """`parameters` are those that can change a result, in JSON's types; `weights` is what `weightfiles.record` says."""
 
     method: str
     parameters: Mapping[str, Any]
@@ -35,7 +35,7 @@ class Configuration:
         parameters = detector.parameters(identity_only=True)
         del parameters["seed"]
         weights = parameters.pop("weights", None)       # the path of a file is not its identity, its hash is
-        record = backbones.record(detector.backbone, weights) if weights else None
+        record = weightfiles.record(detector.backbone, weights) if weights else None
         return cls(detector.name, json.loads(json.dumps(parameters)), record, preprocess)
 
     @classmethod
@@ -53,7 +53,7 @@ class Configuration:
 
     def detector(self, weights: str, seed: int = 0) -> Detector:
         """Unfitted. `weights` as in `backbones.load`; ValueError when they are not those of the configuration."""
-        found = backbones.record(self.parameters["backbone"], weights)
+        found = weightfiles.record(self.parameters["backbone"], weights)
         if found != self.weights:
             raise ValueError(f"weights={weights!r}: are {found}, the configuration was measured with {self.weights}")
         parameters = {key: tuple(value) if isinstance(value, list) else value for key, value in self.parameters.items()}
@@ -71,9 +71,11 @@ def thesis_bars(figure: str, weights: str, **changes: Any) -> dict[str, Detector
             raise ValueError(f"figure {figure}, bar {label}: network {bar['backbone']} is not one of "
                              f"{', '.join(NETWORKS)}")
         network = NETWORKS[bar["backbone"]]
+        levels = None if network in backbones.PDNS else tuple(int(level) for level in bar["layers"].split("+"))
+        embeddings = {"patchcore": f"original_d{bar['feature_dim']}", "none": "identity"}
         parameters = {
-            "backbone": network, "layers": tuple(int(level) for level in bar["layers"].split("+")), "weights": weights,
-            "embedding": f"original_d{bar['feature_dim']}" if bar["pooling"] == "patchcore" else bar["pooling"],
+            "backbone": network, "layers": levels, "weights": weights,
+            "embedding": embeddings.get(bar["pooling"], bar["pooling"]),
             "bank": bar["bank"], "search": bar["search"]}
         if network in backbones.CONVNEXTS:
             parameters["tap"] = "branch"

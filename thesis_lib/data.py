@@ -170,6 +170,18 @@ class Pictures:
                                for sample in self.samples[start:start + self.batch_size]])
 
 
+def normalise(images: torch.Tensor) -> torch.Tensor:
+    """(..., 3, H, W), 0 to 1 -> by ImageNet's mean and standard deviation."""
+    mean, std = (images.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return (images - mean) / std
+
+
+def denormalise(images: torch.Tensor) -> torch.Tensor:
+    """Back to 0 to 1."""
+    mean, std = (images.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return images * std + mean
+
+
 def read_rgb(path: Path) -> Image.Image:
     """8-bit RGB from grey, palette, RGBA (alpha dropped) or 16-bit grey (full range, 65535 -> 255)."""
     image = _open(path)

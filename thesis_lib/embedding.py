@@ -9,7 +9,7 @@ An embedding is named by a string, so that it can stand in a result row and on t
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -34,6 +34,9 @@ class Original:
     """
 
     dim: int = 1024
+
+    def width(self, channels: Mapping[int, int]) -> int:
+        return self.dim
 
     def __call__(self, features: Features) -> Patches:
         grid = _finest(features)
@@ -61,6 +64,10 @@ class Pooled:
 
     pools: tuple[Callable[[torch.Tensor], torch.Tensor], ...]
     join: str
+
+    def width(self, channels: Mapping[int, int]) -> int:
+        """D, from the channels of every level that is used."""
+        return len(self.pools) * sum(channels.values())
 
     def __call__(self, features: Features) -> Patches:
         pooled = {level: self._pool(x.contiguous(memory_format=torch.channels_last)) for level, x in features.items()}

@@ -37,7 +37,7 @@ class Exported:
         self._open()
 
     def __call__(self, images: torch.Tensor) -> dict[int, torch.Tensor]:
-        backbones.check_images(images)
+        backbones.check_images(self.name, images)
         if self._threads != torch.get_num_threads():
             self._open()
         maps = self._session.run(None, {"images": images.detach().numpy()})

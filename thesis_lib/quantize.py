@@ -115,7 +115,7 @@ class TorchInt8:
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor) -> dict[int, torch.Tensor]:
-        backbones.check_images(images)
+        backbones.check_images(self.name, images)
         with _torch_engine(self.engine):
             return dict(zip(self.layers, self._module(images), strict=True))
 

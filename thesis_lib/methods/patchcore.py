@@ -18,7 +18,8 @@ from thesis_lib.methods.base import Detector, Prediction, one_of, parameter
 @dataclass(kw_only=True)
 class PatchCore(Detector):
     backbone: str = parameter("resnet18", "network: " + ", ".join(backbones.NAMES), features=True)
-    layers: tuple[int, ...] = parameter((2,), "levels whose feature maps are used, 1 to 4, e.g. 2,3", features=True)
+    layers: tuple[int, ...] | None = parameter(None, "levels whose feature maps are used, 1 to 4, e.g. 2,3; none: "
+                                               "the network's usual one, 2 (of a PDN 1)", features=True)
     weights: str = parameter("imagenet", "imagenet, bundled, random or a .safetensors file in torchvision's "
                              "key names", features=True)
     tap: str = parameter("output", "what a level gives: output, preactivation (before its last ReLU; ResNet) or branch "

@@ -1,0 +1,123 @@
+"""SimpleNet: a small network learns to tell patch vectors from the same ones with noise added.
+
+Source: Liu et al. 2023 (arXiv 2303.15023) and its published code; thesis ch. 5, where th- lacks its sign and the score,
+too: nominal patches get a high D, so the score is -D. Differs from the paper by default as the thesis' PatchCore does:
+pooled embedding (the paper's own is embedding="original_d1536"), 256 pixels.  Letters: B images, P patches, D embedding.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from thesis_lib import backbones, embedding, engines, memory
+from thesis_lib.methods.base import Prediction, parameter
+from thesis_lib.methods.trained import Trained
+
+SLOPE = 0.2             # of the leaky ReLU
+DECAY = 1e-5            # of the discriminator's weights; the adaptor has AdamW's own
+
+
+@dataclass(kw_only=True)
+class SimpleNet(Trained):
+    backbone: str = parameter("resnet18", "network: " + ", ".join(backbones.NAMES), features=True)
+    layers: tuple[int, ...] = parameter((2, 3), "levels whose feature maps are used, 1 to 4, e.g. 2,3", features=True)
+    weights: str = parameter("imagenet", "imagenet, bundled, random or a .safetensors file in torchvision's "
+                             "key names", features=True)
+    engine: str = parameter("eager", "what runs the network: eager (torch), fast (ONNX Runtime) or int8", features=True)
+    calibration: int = parameter(100, "training pictures, evenly spaced, that set the ranges of int8", features=True)
+    embedding: str = parameter("avg_k3_s1_p1", "original_d1536, avg_k3_s1_p1, max_..., avgmax_..., adaptive_7 or "
+                               "identity", features=True)
+    join: str = parameter("repeat", "how a deeper level reaches the finest grid: repeat or interpolate", features=True)
+    hidden: int = parameter(1024, "width of the discriminator's inner layer")
+    noise: float = parameter(0.015, "sigma of the Gaussian noise on adapted vectors that makes pseudo-anomalies")
+    margin: float = parameter(0.5, "th+ = margin and th- = -margin: D beyond them costs nothing")
+    epochs: int = parameter(40, "meta-epochs; with snapshots=epochs a state is kept after each")
+    passes: int = parameter(4, "of a meta-epoch through all pictures")
+    batch: int = parameter(8, "pictures of a step")
+    adaptor_rate: float = parameter(1e-4, "learning rate of the adaptor (AdamW)")
+    discriminator_rate: float = parameter(2e-4, "learning rate of the discriminator (Adam)")
+
+    name: ClassVar[str] = "simplenet"
+    shared: ClassVar[tuple[str, ...]] = ("extraction", "embedding")
+
+    def __post_init__(self):
+        self.layers = backbones.check(self.backbone, self.layers)
+        engines.check(self.engine, self.calibration)
+        embedding.parse(self.embedding, self.join)
+        self._check_training()
+        for name in ("hidden", "epochs", "passes", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: needs at least 1")
+        for name in ("noise", "margin", "adaptor_rate", "discriminator_rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)}: needs a number above 0")
+
+    @property
+    def stages(self):
+        weight, bias, last = fold(self._learned("networks_"))
+
+        def search(patches: embedding.Patches) -> torch.Tensor:
+            inner = F.leaky_relu(F.linear(patches.vectors.flatten(0, 1), weight, bias), SLOPE, inplace=True)
+            return -(inner @ last).view(-1, *patches.grid)                          # -D (B, h, w)
+
+        return {"extraction": self.backbone_, "embedding": embedding.parse(self.embedding, self.join),
+                "search": search, "score": lambda heat: Prediction(heat.flatten(1).amax(dim=1), heat)}
+
+    def gather(self, maps) -> np.ndarray:
+        """Patches of all pictures (N, P, D) float32, in an unnamed file on disk: the network runs once, not per pass."""
+        embed = embedding.parse(self.embedding, self.join)
+        return memory.on_disk(embed(features).vectors for features in maps.batches(self.layers))
+
+    def architecture(self):
+        d = embedding.parse(self.embedding, self.join).width(self.backbone_.channels)
+        # The batch norm takes any bias in front of it away again; Adam would turn its gradient, rounding alone, into
+        # full steps. The official code has both, the paper's adaptor has none.
+        networks = nn.ModuleDict({
+            "adaptor": nn.Linear(d, d, bias=False),
+            "discriminator": nn.Sequential(nn.Linear(d, self.hidden, bias=False), nn.BatchNorm1d(self.hidden),
+                                           nn.LeakyReLU(SLOPE), nn.Linear(self.hidden, 1, bias=False))})
+        for layer in networks.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_normal_(layer.weight)
+        return networks
+
+    def optimizers(self, networks, steps):
+        return [torch.optim.AdamW(networks["adaptor"].parameters(), lr=self.adaptor_rate),
+                torch.optim.Adam(networks["discriminator"].parameters(), lr=self.discriminator_rate,
+                                 weight_decay=DECAY)], []
+
+    def steps_of(self, collected):
+        return self.epochs * self.passes * -(-len(collected) // self.batch)
+
+    def losses(self, networks, constants, collected, step):
+        chosen = pictures_of(step, len(collected), self.batch, self.seed)
+        patches = torch.from_numpy(collected[chosen]).to(self.device).flatten(0, 1)     # (b*P, D)
+        memory.release(collected)
+        adapted = networks["adaptor"](patches).float()          # bfloat16 would round away noise as small as this
+        pseudo = adapted + self.noise * torch.randn_like(adapted)
+        # One batch of both: they must share the statistics of the batch norm.
+        d, d_pseudo = networks["discriminator"](torch.cat([adapted, pseudo])).float().view(2, -1)
+        return {"nominal": F.relu(self.margin - d).mean(), "pseudo": F.relu(d_pseudo + self.margin).mean()}
+
+
+def pictures_of(step: int, count: int, batch: int, seed: int) -> np.ndarray:
+    """Indices of the pictures of a step: every pass visits each of `count` once, in an order of its own."""
+    steps = -(-count // batch)
+    order = np.random.default_rng([seed, step // steps]).permutation(count)
+    return order[step % steps * batch:][:batch]
+
+
+def fold(networks: nn.ModuleDict) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(hidden, D), (hidden,) and (hidden,): all in front of the leaky ReLU is linear once trained, so one product does.
+
+    A patch x has D = last @ leaky_relu(weight @ x + bias).
+    """
+    adaptor, (first, norm, _, last) = networks["adaptor"], networks["discriminator"]
+    scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+    weight = scale[:, None] * (first.weight.double() @ adaptor.weight.double())
+    bias = norm.bias - scale * norm.running_mean
+    return weight.float(), bias.float(), last.weight[0]

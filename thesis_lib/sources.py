@@ -1,0 +1,69 @@
+"""Pictures of no category in particular, for distillation and penalties: a folder of photographs, or made by formula.
+
+A source gives batch number i, (B, 3, S, S) and ImageNet-normalised, as a function of (seed, i) alone, so that a
+training that goes on after an interruption sees what it would have seen. `identity` says which pictures they are.
+"""
+
+import hashlib
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from thesis_lib import data
+from thesis_lib.procedural import Procedural
+from thesis_lib.weightfiles import torchvision
+
+AREA = (0.25, 1.0)      # of a photograph that a crop takes
+
+
+class Source(Protocol):
+    identity: str
+
+    def __getitem__(self, number: int) -> torch.Tensor: ...
+
+
+class Folder:
+    """Random crops of all pictures in and below a folder, resized to S x S, half of them mirrored."""
+
+    def __init__(self, root: str | Path, side: int, batch: int, seed: int = 0):
+        self.root, self.side, self.batch, self.seed = Path(root).expanduser(), side, batch, seed
+        self.files = sorted(file for file in self.root.rglob("*") if file.suffix.lower() in data.SUFFIXES)
+        if not self.files:
+            raise data.DataError(f"{self.root}: holds no pictures ({', '.join(sorted(data.SUFFIXES))})")
+
+    @cached_property
+    def identity(self) -> str:
+        """Name of the folder and hash of all its pictures, wherever it lies."""
+        digest = hashlib.sha256()
+        for file in self.files:
+            digest.update(f"{file.relative_to(self.root).as_posix()}\n".encode() + file.read_bytes())
+        return f"{self.root.name} {digest.hexdigest()[:16]}"
+
+    def __getitem__(self, number: int) -> torch.Tensor:
+        return torch.stack([self.picture(number * self.batch + k) for k in range(self.batch)])
+
+    def picture(self, number: int) -> torch.Tensor:
+        """(3, S, S) of picture number k."""
+        transforms = torchvision().transforms.v2
+        crop = transforms.Compose([transforms.ToImage(), transforms.RandomResizedCrop(self.side, AREA, antialias=True),
+                                   transforms.RandomHorizontalFlip(), transforms.ToDtype(torch.float32, scale=True)])
+        with torch.random.fork_rng(devices=[]):         # torchvision draws from the global generator
+            torch.manual_seed((self.seed << 32) + number)
+            file = self.files[torch.randint(len(self.files), ()).item()]
+            return data.normalise(crop(data.read_rgb(file)).as_subclass(torch.Tensor))
+
+
+def parse(name: str, side: int, batch: int, seed: int = 0) -> Source:
+    """Source of that name: procedural, or a folder of pictures."""
+    if name == "procedural":
+        return Procedural(side, batch, seed)
+    if not Path(name).expanduser().is_dir():
+        raise data.DataError(f"{name}: is no source of pictures; needs procedural or a folder that exists")
+    return Folder(name, side, batch, seed)
+
+
+def greyscale(images: torch.Tensor) -> torch.Tensor:
+    """Normalised images (B, 3, H, W) without their colours, normalised again."""
+    return data.normalise(torchvision().transforms.functional.rgb_to_grayscale(data.denormalise(images), 3))
