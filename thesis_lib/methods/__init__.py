@@ -1,10 +1,11 @@
 """The detectors by name."""
 
 from thesis_lib.methods.base import Detector, Prediction
+from thesis_lib.methods.efficientad import EfficientAD
 from thesis_lib.methods.padim import PaDiM
 from thesis_lib.methods.patchcore import PatchCore
 from thesis_lib.methods.spade import SPADE
 
-METHODS: dict[str, type[Detector]] = {method.name: method for method in (PatchCore, SPADE, PaDiM)}
+METHODS: dict[str, type[Detector]] = {method.name: method for method in (PatchCore, SPADE, PaDiM, EfficientAD)}
 
-__all__ = ["METHODS", "SPADE", "Detector", "PaDiM", "PatchCore", "Prediction"]
+__all__ = ["METHODS", "SPADE", "Detector", "EfficientAD", "PaDiM", "PatchCore", "Prediction"]
