@@ -173,6 +173,33 @@ def test_defaults_variants_overrides_and_selection(folder, tmp_path):
         plan(folder, only=["01"])
 
 
+def test_a_notebook_runs_once_for_each_category(folder, tmp_path):
+    write(folder, "02_two", "print(category)", parameters='data: str = "set"\ncategory: str = "nut"')
+    profile(folder, every_category=["02_two"], notebooks={"02_two": [{"data": "set"}]}, defaults={"category": "nut"})
+    assert [task.name for task in plan(folder, only=["02"])] == ["02_two"]          # no data: the one that is named
+    for name in ("bolt", "nut"):
+        (tmp_path / "data" / "set" / name / "train" / "good").mkdir(parents=True)
+    assert [task.name for task in plan(folder, only=["02"])] == ["02_two@bolt", "02_two@nut"]
+    assert [task.parameters["category"] for task in plan(folder, only=["02"])] == ["bolt", "nut"]
+    profile(folder, every_category=["01_one"])
+    write(folder, "01_one", SHOW, parameters="seeds: int = 5")
+    with pytest.raises(batch.BatchError, match="every_category: 01_one has no parameter 'category'"):
+        plan(folder)
+
+
+def test_the_estimate_knows_what_is_done(folder, tmp_path):
+    tasks = plan(folder)
+    assert batch.estimate(tasks).startswith("2 notebooks, 0 up to date; to run 2: 2 never timed here; ")
+    batch.run(tasks[:1], report=lambda line: None)
+    record = json.loads(tasks[0].record.read_text())
+    assert 0.02 < record["peak_memory_gb"] < 2
+    assert "2 notebooks, 1 up to date; to run 1: 1 never timed here" in batch.estimate(tasks)
+    told = batch.estimate(tasks, force=True)
+    assert "to run 2: about 0 min by their last times and 1 never timed here; memory up to 0." in told
+    assert told.endswith("GB free on disk")
+    assert batch.estimate(tasks[:1]) == "1 notebooks, 1 up to date"
+
+
 def test_key_follows_everything_an_execution_depends_on(folder, tmp_path, monkeypatch):
     def key(**options):
         return plan(folder, only=["01"], **options)[0].key

@@ -342,11 +342,12 @@ def test_run_exit_code_follows_the_outcomes(thesis, monkeypatch, states, code):
     monkeypatch.setattr(batch, "plan", lambda profile, **how: seen.update(profile=profile, **how))
     monkeypatch.setattr(batch, "run", lambda tasks, **how: seen.update(how) or
                         [argparse.Namespace(state=state) for state in states])
+    monkeypatch.setattr(batch, "estimate", lambda tasks, **_: "the estimate")
     monkeypatch.setattr(batch, "table", lambda outcomes: "the table")
     options = ("--profile", "smoke", "--only", "07", "-p", "seeds=1", "-p", "category=a=b", "--jobs", 2)
-    assert thesis("run", *options)[:2] == (code, ["the table"])
+    assert thesis("run", *options)[:2] == (code, ["the estimate", "the table"])
     assert seen == {"profile": "smoke", "only": ["07"], "overrides": {"seeds": "1", "category": "a=b"},
-                    "jobs": 2, "force": False}
+                    "jobs": 2, "scheduler": None, "force": False}
 
 
 def child(*arguments):

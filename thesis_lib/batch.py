@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import signal
 import sys
 import threading
@@ -22,11 +23,12 @@ from functools import partial
 
 import psutil
 
-from thesis_lib import cluster, stamp
+from thesis_lib import cluster, paths, stamp
 from thesis_lib.batch_worker import execute, one_line
-from thesis_lib.plan import BatchError, Task, parameters_of, plan, read_json
+from thesis_lib.plan import BatchError, Task, parameters_of, pictures_below, plan, read_json
 
-__all__ = ["BatchError", "Outcome", "Task", "describe", "parameters_of", "plan", "run", "table", "up_to_date"]
+__all__ = ["BatchError", "Outcome", "Task", "describe", "estimate", "parameters_of", "plan", "run", "table",
+           "up_to_date"]
 
 # In the name of a temporary file: a shared folder may hold another machine's, whose processes we cannot see.
 OWNER = f"{platform.node().partition('.')[0]}-{os.getpid()}"
@@ -140,17 +142,36 @@ def table(outcomes) -> str:
 
 
 def describe(tasks, *, force=False) -> str:
-    """What `run` would do: state, time of the last execution, parameters unlike the notebook's own."""
-    rows, total = [], 0.0
+    """What `run` would do: state, time and memory of the last execution, parameters unlike the notebook's own."""
+    rows = []
     for task in tasks:
-        seconds, current = (read_json(task.record) or {}).get("seconds"), not force and up_to_date(task)
-        total += 0 if current else seconds or 0
+        record, current = read_json(task.record) or {}, not force and up_to_date(task)
         own = parameters_of(task.notebook)
         changed = [f"{name}={value!r}" for name, value in task.parameters.items() if value != own[name][0]]
+        seconds, memory = record.get("seconds"), record.get("peak_memory_gb")
         rows.append((task.name, "up to date" if current else "would run",
-                     "?" if seconds is None else f"{seconds:.0f} s", ", ".join(changed)))
-    head = ("notebook", "state", "last time", "parameters")
-    return _aligned([head, *rows]) + f"\nto run: {total:.0f} s or more"
+                     f"{'?' if seconds is None else f'{seconds:.0f} s'}{f', {memory:.1f} GB' if memory else ''}",
+                     ", ".join(changed)))
+    return _aligned([("notebook", "state", "last time", "parameters"), *rows])
+
+
+def estimate(tasks, *, jobs=1, force=False) -> str:
+    """One line before the start: what is done, and what the rest needs by the records of earlier runs."""
+    waiting = [read_json(task.record) or {} for task in tasks if force or not up_to_date(task)]
+    seconds = [record["seconds"] for record in waiting if record.get("seconds") is not None]
+    memory = sorted((record.get("peak_memory_gb") or 0 for record in waiting), reverse=True)[:jobs]
+    told = [f"{len(tasks)} notebooks, {len(tasks) - len(waiting)} up to date"]
+    if waiting:
+        new = len(waiting) - len(seconds)
+        known = f"about {sum(seconds) / min(jobs, len(waiting)) / 60:.0f} min by their last times" if seconds else ""
+        unknown = f"{new} never timed here" if new else ""
+        told.append(f"to run {len(waiting)}: " + " and ".join(filter(None, (known, unknown))))
+        if any(memory):
+            told.append(f"memory up to {sum(memory):.1f} GB of {psutil.virtual_memory().total / 1e9:.0f}")
+        folders = sorted({str(task.effective["data"]) for task in tasks if "data" in task.effective})
+        told += [f"{pictures_below(folder)} pictures in {folder}" for folder in folders]
+        told.append(f"{shutil.disk_usage(paths.root()).free / 1e9:.0f} GB free on disk")
+    return "; ".join(told)
 
 
 def _run_task(task, key, force, threads, stop, say) -> Outcome:
@@ -186,6 +207,7 @@ def _run_task(task, key, force, threads, stop, say) -> Outcome:
         _replace(task.record, part, {
             "name": task.name, "state": state, "message": message, "seconds": seconds, "key": key,
             "parameters": effective, "library": stamp.library_hash(),
+            "peak_memory_gb": (executed or {}).get("metadata", {}).get("papermill", {}).get("peak_memory_gb"),
             "rows": sorted(set(rows.read_text(encoding="utf-8").split())),
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds")})
         return Outcome(task, state, seconds, message)

@@ -115,8 +115,11 @@ def _end_with_parent(scratch: str) -> None:
 
 def _papermill(job: dict) -> tuple[str, str]:
     import papermill
+    import papermill.iorw
     from jupyter_client import AsyncKernelManager
     from nbclient.exceptions import DeadKernelError
+
+    from thesis_lib.timing import peak_memory_gb
 
     class Manager(AsyncKernelManager):        # nbclient drops its manager, and the kernel's return code
         last = None
@@ -139,6 +142,9 @@ def _papermill(job: dict) -> tuple[str, str]:
     except Exception as error:
         state = "no kernel" if str(error).startswith(NO_KERNEL) else "failed"
         return state, one_line(f"{type(error).__name__}: {error}")
+    # The largest process below this one is the kernel, and has ended.
+    executed["metadata"]["papermill"]["peak_memory_gb"] = round(peak_memory_gb(children=True), 3)
+    papermill.iorw.write_ipynb(executed, target)
     problem = incomplete(executed["cells"], job["parameters"])
     return ("failed", problem) if problem else ("done", "")
 

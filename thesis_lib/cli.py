@@ -147,6 +147,8 @@ def _run(args) -> int:
     tasks = batch.plan(args.profile, only=args.only, overrides=overrides)
     if args.dry_run:
         print(batch.describe(tasks, force=args.force))
+    print(batch.estimate(tasks, jobs=args.jobs, force=args.force), flush=True)
+    if args.dry_run:
         return 0
     if args.jobs > 1:
         print(f"{args.jobs} notebooks at a time share the processor: their times are not comparable", file=sys.stderr)

@@ -15,7 +15,8 @@ from thesis_lib import paths, stamp
 from thesis_lib.batch_worker import one_line
 
 TYPES = ("bool", "int", "float", "str", "list", "dict", "None")
-SETTINGS = {"about": str, "timeout_s": (int, float), "defaults": dict, "notebooks": dict, "skip": list, "last": list}
+SETTINGS = {"about": str, "timeout_s": (int, float), "defaults": dict, "notebooks": dict, "skip": list, "last": list,
+            "every_category": list}
 
 
 class BatchError(ValueError):
@@ -102,7 +103,7 @@ def plan(profile, *, only=(), overrides=None, notebooks=None, outputs=None) -> l
     settings, where = _profile(folder / "runs.yml", profile), f"runs.yml, {profile}"
     for name in settings["defaults"]:
         _known(name, set().union(*declared.values()), f"{where}, defaults: no notebook has the parameter")
-    for stem in [*settings["notebooks"], *settings["skip"], *settings["last"]]:
+    for stem in [*settings["notebooks"], *settings["skip"], *settings["last"], *settings["every_category"]]:
         _known(stem, sources, f"{where}: there is no notebook")
     picked = _pick(only, [stem for stem in sources if stem not in settings["skip"]])
     for name in overrides:
@@ -110,9 +111,15 @@ def plan(profile, *, only=(), overrides=None, notebooks=None, outputs=None) -> l
     outputs, tasks = Path(outputs or paths.executed(profile)).resolve(), []
     for stem, file in sources.items():
         entry, variants = settings["notebooks"].get(stem) or {}, []
-        for variant in entry if isinstance(entry, list) else [entry]:
+        given_variants = entry if isinstance(entry, list) else [entry]
+        for variant in given_variants:
             if not isinstance(variant, dict):
                 raise BatchError(f"{where}: {stem}: {variant!r} is not a mapping of parameters")
+        if stem in settings["every_category"]:
+            _known("category", declared[stem], f"{where}, every_category: {stem} has no parameter")
+            given_variants = [variant | {"category": name} for variant in given_variants
+                              for name in _categories(settings["defaults"] | variant, overrides)]
+        for variant in given_variants:
             for name in variant:
                 _known(name, declared[stem], f"{where}: {stem} has no parameter")
             given, typed = settings["defaults"] | variant, overrides if stem in picked else {}
@@ -162,7 +169,7 @@ def _profile(file, profile) -> dict:
             raise BatchError(f"{file.name}, {profile}: {name} cannot be {value!r}")
     if "timeout_s" not in given:
         raise BatchError(f"{file.name}, {profile}: timeout_s is missing (seconds for each notebook)")
-    return {"defaults": {}, "notebooks": {}, "skip": [], "last": []} | given
+    return {"defaults": {}, "notebooks": {}, "skip": [], "last": [], "every_category": []} | given
 
 
 def _pick(only, stems) -> set[str]:
@@ -211,6 +218,13 @@ def _typed(where, value, annotation):
     return value
 
 
+def _categories(given, overrides) -> list[str]:
+    """Categories of the data folder; where it is not there the single one that the profile names."""
+    from thesis_lib import data
+    place = paths.data() / Path(str(overrides.get("data", given.get("data")))).expanduser()
+    return (data.categories(place) if place.is_dir() else []) or [given["category"]]
+
+
 def _suffixes(variants) -> list[str]:
     """'' for a single one, else the values in which they differ: '@granulate', '@seeds3-resnet34'."""
     if len(variants) == 1:
@@ -239,6 +253,13 @@ def files_of(parameters) -> list:
         elif place.is_file():
             facts.append([place.stat().st_size, place.stat().st_mtime_ns])
     return facts
+
+
+def pictures_below(folder: str) -> int:
+    """Pictures of a data folder as the parameter `data` names it; 0 where it is not there (demo: before it is made)."""
+    place = paths.data() / Path(folder).expanduser()
+    return sum(file.parent.name != "ground_truth" and file.parent.parent.name != "ground_truth"
+               for file in place.rglob("*.[pjbtPJBT][npiNPI][gpfGPF]*"))
 
 
 def read_json(file):

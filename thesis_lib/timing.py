@@ -107,7 +107,7 @@ def _walk(stages: Sequence, x) -> list[float]:
     return np.diff(stamps).tolist()
 
 
-def peak_memory_gb() -> float:
-    """Largest resident size of this process so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak_memory_gb(children: bool = False) -> float:
+    """Largest resident size of this process so far, or of the largest of those it has waited for."""
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN if children else resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e9      # KiB on Linux, bytes on macOS
