@@ -40,9 +40,10 @@ class Outputs(NamedTuple):
 
 @dataclass(kw_only=True)
 class EfficientAD(Trained):
-    backbone: str = parameter("pdn_small", "teacher, and the size of its student: " + ", ".join(backbones.PDNS))
-    weights: str = parameter("bundled", "of the teacher: bundled, random or a .safetensors file")
-    engine: str = parameter("eager", "what runs the networks: eager (torch)")
+    backbone: str = parameter("pdn_small", "teacher, and the size of its student: " + ", ".join(backbones.PDNS),
+                              features=True)
+    weights: str = parameter("bundled", "of the teacher: bundled, random or a .safetensors file", features=True)
+    engine: str = parameter("eager", "what runs the networks: eager (torch)", features=True)
     steps: int = parameter(70_000, "steps of one picture")
     penalty: str = parameter("procedural", "pictures that the student shall not describe: procedural, none, or a "
                              "folder of photographs (the paper's ImageNet)")
@@ -200,7 +201,7 @@ def autoencoder(side: int) -> nn.Sequential:
         layers |= {f"encode{number}": nn.Conv2d(inputs, channels, 4, 2, 1), f"relu{number}": nn.ReLU(inplace=True)}
         inputs = channels
     layers["narrow"] = nn.Conv2d(64, 64, side // 32)
-    sides = (side // 64 - 1, side // 32, side // 16 - 1, side // 8, side // 4 - 1, side // 2 - 1)
+    sides = (max(1, side // 64 - 1), side // 32, side // 16 - 1, side // 8, side // 4 - 1, side // 2 - 1)
     for number, wide in enumerate(sides, start=1):
         layers |= {f"resize{number}": nn.Upsample((wide, wide), mode="bilinear"),
                    f"decode{number}": nn.Conv2d(64, 64, 4, 1, 2), f"rectify{number}": nn.ReLU(inplace=True),
@@ -230,10 +231,10 @@ def augmented(image: torch.Tensor) -> torch.Tensor:
 
 
 def check_side(images: torch.Tensor) -> int:
-    """Side of square images (B, 3, H, W); ValueError for one that the autoencoder cannot halve five times."""
+    """Side of square images (B, 3, H, W); ValueError for one that the autoencoder cannot halve."""
     height, width = images.shape[-2:]
-    if height != width or width % 32 or width < 128:
-        raise ValueError(f"images of {height}x{width} pixels: the autoencoder needs squares of 128, 160, 192, ... (the "
+    if height != width or width % 32 or width < 64:
+        raise ValueError(f"images of {height}x{width} pixels: the autoencoder needs squares of 64, 96, 128, ... (the "
                          "paper has 256)")
     return width
 
