@@ -9,6 +9,7 @@ each time. Before the clock starts, prototype, eager and fast must give the same
 `thesis_lib.limits`: float32 at the rate of a matrix product. The table is printed and stored as a row "benchmark".
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import cycle, islice
@@ -43,8 +44,10 @@ class Plain(nn.Module):
 @torch.no_grad()
 def prototype(detector: PatchCore, image: torch.Tensor) -> Callable[[torch.Tensor], float]:
     """image (1, 3, H, W) -> score, with network and memory bank of a fitted eager detector."""
-    traced = torch.jit.trace(Plain(detector.backbone_).eval(), image)
-    network = torch.jit.optimize_for_inference(torch.jit.freeze(traced))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", DeprecationWarning)
+        traced = torch.jit.trace(Plain(detector.backbone_).eval(), image)
+        network = torch.jit.optimize_for_inference(torch.jit.freeze(traced))
     index = faiss.IndexFlatL2(detector.bank_.shape[1])
     index.add(detector.bank_.numpy())
 

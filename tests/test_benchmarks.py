@@ -1,12 +1,26 @@
-"""The benchmark's other side is right, it measures what it says, and refuses to compare different answers."""
+"""The other side of a benchmark is right, it measures what it says, and refuses to compare different answers."""
 
 import numpy as np
 import pytest
 import torch
 from test_coreset import clustered, farthest_first
 
-from benchmarks import bench_coreset
-from thesis_lib import coreset, results
+from benchmarks import bench_coreset, bench_picture, bench_search, common
+from thesis_lib import coreset, data, engines, limits, results, search
+from thesis_lib.methods import PatchCore
+
+
+@pytest.fixture
+def one_giga(monkeypatch):
+    """Rates of the machine without the seconds that it takes to measure them."""
+    monkeypatch.setattr(limits, "machine", lambda: limits.Machine(1e9, 1e9, 1))
+
+
+def stored(method):
+    """Lines of the only row of that benchmark, by all their texts."""
+    rows = results.load_all()
+    (row,) = rows[(rows["kind"] == "benchmark") & (rows["method"] == method)].to_dict("records")
+    return row["lines"], row
 
 
 def test_plain_loop_is_farthest_first():
@@ -32,10 +46,76 @@ def test_more_rows_are_the_same_with_noise():
 def test_table_is_printed_and_stored(make_category, capsys):
     bench_coreset.main(["--data", str(make_category()), "--category", "pad", "--weights", "random",
                         "--sizes", "90,5000", "--picks", "40", "--plain-picks", "5", "--rounds", "2"])
-    rows = results.load_all()
-    (row,) = rows[rows["kind"] == "benchmark"].to_dict("records")
-    lines = {(line["rows"], line["side"]): line for line in row["lines"]}
+    listed, _ = stored("coreset")
+    lines = {(line["rows"], line["side"]): line for line in listed}
     assert set(lines) == {(n, side) for n in (90, 5000) for side in ("thesis_lib", "plain loop", "reading once")}
-    assert all(len(line["raw_ms"]) == 2 and line["ms_min"] > 0 for line in row["lines"])
+    assert all(len(line["raw_ms"]) == 2 and line["ms_min"] > 0 for line in listed)
     assert lines[90, "thesis_lib"]["same_rows"] == "40 of 40"
     assert "plain loop" in capsys.readouterr().out
+
+
+def test_ratio_is_within_a_round():
+    """A round in which both sides were slow does not count for more."""
+    statistics = common.statistics(np.array([1, 20, 2.0]), np.array([2, 40, 1.0]))
+    assert statistics == {"ms_median": 2000, "ms_min": 1000, "ratio": 0.5, "raw_ms": [1000, 20_000, 2000]}
+
+
+def test_picture_is_printed_and_stored(make_category, capsys, one_giga):
+    bench_picture.main(["--data", str(make_category(size=64)), "--category", "pad", "--weights", "random",
+                        "--rounds", "2", "--layers", "1", "1,2", "--bank", "30", "--threads", "1"])
+    lines, row = stored("picture")
+    sides = ["prototype", "eager", "fast", "int8", "floor, float32", "matrix product", "copying"]
+    assert [(line["layers"], line["side"]) for line in lines] == [(levels, side) for levels in ("1", "1+2")
+                                                                  for side in sides]
+    assert row["protocol.rounds"] == 2 and row["protocol.threads"] == 1 and row["parameters.bank"] == 30
+    for line in lines:
+        if "raw_ms" in line:
+            assert len(line["raw_ms"]) == 2 and line["ms_min"] <= line["ms_median"]
+        if line["side"] == "prototype":
+            assert line["ratio"] == 1
+        if line["side"] == "matrix product":
+            assert line["gmac_per_s"] == 1
+        if "times_floor" in line:
+            assert line["gmac_per_s"] == pytest.approx(1e3 * line["gmac"] / line["ms_median"])
+    assert "matrix product" in capsys.readouterr().out
+
+
+def test_prototype_gives_the_scores_of_the_detector(pad, small):
+    train = data.Pictures(pad.train, small)
+    detector = PatchCore(layers=(2, 3), weights="random", bank=30).fit(train)
+    images = [small.image(sample.path)[None] for sample in pad.test]
+    plain = bench_picture.prototype(detector, images[0])
+    expected = [float(detector.predict(image).score) for image in images]
+    assert [plain(image) for image in images] == pytest.approx(expected, rel=1e-4)
+    others = bench_picture.with_engines(detector, train)
+    assert [one.engine for one in others.values()] == list(others) == list(engines.ENGINES)
+    assert all(one.bank_ is detector.bank_ for one in others.values())
+    assert others["fast"].backbone_ is not detector.backbone_
+    assert float(others["fast"].predict(images[0]).score) == pytest.approx(expected[0], rel=1e-4)
+
+
+def test_another_score_than_eager_stops_it(pad, small, monkeypatch):
+    monkeypatch.setattr(bench_picture, "prototype", lambda detector, image: lambda image: 1.0)
+    train = data.Pictures(pad.train, small)
+    detector = PatchCore(layers=(2,), weights="random", bank=30).fit(train)
+    with pytest.raises(SystemExit, match="do not give the same score"):
+        bench_picture.compare(detector, train, [small.image(pad.test[0].path)[None]])
+
+
+def test_search_is_printed_and_stored(capsys, one_giga):
+    bench_search.main(["--shapes", "70x30x8,5x200x4", "--rounds", "2", "--threads", "1"])
+    lines, _ = stored("search")
+    sides = ["cdist", "faiss", "one product", "torch (ours)", "floor"]
+    assert [(line["shape"], line["side"]) for line in lines] == [(shape, side) for shape in ("70x30x8", "5x200x4")
+                                                                 for side in sides]
+    for line in lines:
+        queries, rows, dim = map(int, line["shape"].split("x"))
+        assert line["gmac_per_s"] == pytest.approx(queries * rows * dim / 1e6 / line["ms_median"])
+        assert line["ratio"] == 1 or line["side"] != "faiss"
+    assert "torch (ours)" in capsys.readouterr().out
+
+
+def test_other_distances_than_cdist_stop_it(monkeypatch):
+    monkeypatch.setattr(search.Torch, "_nearest", lambda self, x, k: (torch.ones(len(x), 1), torch.zeros(len(x), 1)))
+    with pytest.raises(SystemExit, match=r"70x30x8: torch \(ours\) gives other distances"):
+        bench_search.compare("70x30x8", 1, limits.Machine(1e9, 1e9, 1))

@@ -189,3 +189,17 @@ def test_kernel_larger_than_the_padded_map(name, message):
 def test_repeat_needs_sides_that_divide(h, w):
     with pytest.raises(ValueError, match=rf"3x3 does not repeat block-wise onto {h}x{w}.*join=interpolate"):
         embedding.parse("identity")(maps((1, h, w), (1, 3, 3)))
+
+
+@pytest.mark.parametrize("name", ["avg_k3_s1_p1", "max_k3_s2_p1", "avgmax_k2_s2_p0", "adaptive_4", "identity"])
+@pytest.mark.parametrize("join", embedding.JOINS)
+def test_the_layout_in_memory_changes_nothing(name, join):
+    """An engine may hand over either; the vectors come out in one piece, and the maps stay as they are."""
+    features = maps((5, 8, 8), (6, 4, 4))
+    other = {level: x.contiguous(memory_format=torch.channels_last) for level, x in features.items()}
+    before = {level: x.clone() for level, x in features.items()}
+    embed = embedding.parse(name, join)
+    one, two = embed(features), embed(other)
+    assert torch.equal(one.vectors, two.vectors) and one.grid == two.grid
+    assert one.vectors.is_contiguous() and two.vectors.is_contiguous()
+    assert all(torch.equal(before[level], x) for level, x in features.items())

@@ -53,6 +53,8 @@ def test_stage_bars_without_auroc(drawn):
     table = pd.DataFrame({"extraction": [1.0], "score": [2.0]}, index=["a"])
     figure = drawn(figures.stage_bars({"times": table}))
     assert texts(with_label(figure, "milliseconds per picture")[0].texts) == ["3.0 ms"]
+    assert not with_label(figure, "AUROC in %"), "an empty axis would ask what it is for"
+    assert [axis.get_title() for axis in figure.axes if axis.get_title()] == ["times"]
 
 
 def test_stage_bars_without_any_auroc_measured(drawn):

@@ -42,6 +42,24 @@ def test_equals_brute_force(engine, k, dim):
     assert_same_neighbours(distances, indices, bank, vectors)
 
 
+@pytest.mark.parametrize("k", [1, 4])
+@pytest.mark.parametrize(("block", "largest"), [(7, 2**24), (256, 1800), (256, 1), (23, 2**24)])
+def test_blocks_of_any_size_give_the_same(monkeypatch, k, block, largest):
+    """23 queries: a last block of two, blocks of three by the limit, single queries, one block."""
+    monkeypatch.setattr(search, "BLOCK", block)
+    monkeypatch.setattr(search, "LARGEST", largest)
+    sizes, genuine = [], torch.addmm
+    monkeypatch.setattr(torch, "addmm", lambda *args, **kw: sizes.append(len(args[1])) or genuine(*args, **kw))
+    bank, vectors = data()
+    assert_same_neighbours(*search.Torch().fit(bank).query(vectors, k), bank, vectors)
+    assert max(sizes) == min(block, max(1, largest // 600)) and sum(sizes) == 23
+
+
+def test_no_queries_give_no_neighbours(engine):
+    distances, indices = engine().fit(data()[0]).query(torch.empty(0, 6))
+    assert distances.shape == indices.shape == (0, 1)
+
+
 @pytest.mark.parametrize("k", [1, 3, 7])
 def test_ties_name_each_row_once(engine, k):
     bank = torch.tensor([[0.0, 0], [0, 0], [0, 0], [2, 0], [0, 2], [0, 2], [9, 9]])

@@ -70,9 +70,12 @@ def _stage_panel(axis, title: str, table: pd.DataFrame) -> None:
                 second.annotate(NEEDED, (0, row + offset), (3, 0), xycoords=second.get_yaxis_transform(),
                                 textcoords="offset points", va="center", fontsize=7, color=AUROC_COLOURS[number])
     # The AUROC axis starts below the lowest bar, so that differences show; its ticks say so.
-    lowest = np.nanmin(table[aurocs].to_numpy(), initial=100) if aurocs else 0
-    second.set_xlim(max(0, 10 * np.floor(lowest / 10) - 10), 100)
-    second.set_xlabel("AUROC in %", fontsize=9)
+    if aurocs:
+        lowest = np.nanmin(table[aurocs].to_numpy(), initial=100)
+        second.set_xlim(max(0, 10 * np.floor(lowest / 10) - 10), 100)
+        second.set_xlabel("AUROC in %", fontsize=9)
+    else:
+        second.set_axis_off()
     second.set_title(title, fontsize=11)
     second.tick_params(labelsize=8)
     for ax in (axis, second):

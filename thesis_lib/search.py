@@ -86,7 +86,7 @@ class Torch(Search):
         return self
 
     def _nearest(self, vectors, k):
-        rows = min(len(vectors), BLOCK, max(1, LARGEST // len(self.bank)))
+        rows = max(1, min(len(vectors), BLOCK, LARGEST // len(self.bank)))
         buffer = torch.empty(rows, len(self.bank))
         nearest, indices = torch.empty(len(vectors), k), torch.empty(len(vectors), k, dtype=torch.int64)
         with _torch_threads(self.threads):
