@@ -105,7 +105,7 @@ def finding_loss(descriptors: torch.Tensor, batch: Batch, places: int, generator
     return (F.cross_entropy(likeness, right) + F.cross_entropy(likeness.T, right)) / 2
 
 
-def train(recipe: Recipe, out: Path, *, device: str = "cpu", threads: int | None = None, every_s: float = 60.0,
+def train(recipe: Recipe, out: Path, *, device: str = "cpu", every_s: float = 60.0,
           limit: int | None = None) -> dict | None:
     """Train, write the weights to `out` (.safetensors, float16, torchvision's keys) and return their card.
 
@@ -115,11 +115,9 @@ def train(recipe: Recipe, out: Path, *, device: str = "cpu", threads: int | None
     out = Path(out)
     if out.suffix != ".safetensors":
         raise TrainingError(f"out={out}: needs a name that ends in .safetensors")
-    for name, value in (("threads", threads), ("limit", limit)):
-        if value is not None and value < 1:
-            raise TrainingError(f"{name}={value}: needs at least 1")
+    if limit is not None and limit < 1:
+        raise TrainingError(f"limit={limit}: needs at least 1")
     check_device(device)
-    torch.set_num_threads(threads or torch.get_num_threads())
     out.parent.mkdir(parents=True, exist_ok=True)
     checkpoint = out.with_suffix(".checkpoint")
     stream = Stream(recipe.classes, recipe.side, recipe.batch, recipe.seed, device)

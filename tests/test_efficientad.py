@@ -112,10 +112,10 @@ def test_score_is_the_maximum_and_the_map_has_its_rim():
 
 
 def test_losses_fall_and_all_parts_are_there():
-    detector = EfficientAD(weights="random", steps=40, snapshots=1, penalty="procedural", rate=1e-3).fit([images()])
+    detector = EfficientAD(weights="random", steps=20, snapshots=1, penalty="procedural", rate=1e-3).fit([images()])
     losses = detector.course_.losses
     assert set(losses) == {"hard", "autoencoder", "student_autoencoder", "penalty"}
-    assert np.mean(losses["hard"][-5:]) < 0.8 * np.mean(losses["hard"][:5])
+    assert np.mean(losses["hard"][-5:]) < 0.9 * np.mean(losses["hard"][:5])
     assert "penalty" not in EfficientAD(**TINY).fit([images()]).course_.losses
 
 

@@ -43,13 +43,13 @@ class Folder:
 
     def picture(self, number: int) -> torch.Tensor:
         """(3, S, S) of picture number k."""
-        transforms = torchvision().transforms.v2
-        crop = transforms.Compose([transforms.ToImage(), transforms.RandomResizedCrop(self.side, AREA, antialias=True),
-                                   transforms.RandomHorizontalFlip(), transforms.ToDtype(torch.float32, scale=True)])
+        transforms = torchvision().transforms
+        crop = transforms.Compose([transforms.RandomResizedCrop(self.side, AREA), transforms.RandomHorizontalFlip(),
+                                   transforms.ToTensor()])
         with torch.random.fork_rng(devices=[]):         # torchvision draws from the global generator
             torch.manual_seed((self.seed << 32) + number)
             file = self.files[torch.randint(len(self.files), ()).item()]
-            return data.normalise(crop(data.read_rgb(file)).as_subclass(torch.Tensor))
+            return data.normalise(crop(data.read_rgb(file)))
 
 
 def parse(name: str, side: int, batch: int, seed: int = 0) -> Source:

@@ -164,9 +164,9 @@ def note(categories: list[str], weights: str) -> str:
                      "about the method with trained features.")
     if weights == "bundled":
         lines.append("**Bundled weights:** a ResNet-18, and a small PDN distilled from it, trained by this project on "
-                     "pictures made by formula, no photograph among them. On the real sets looked at they do best with level 1; with level 2, the "
-                     "thesis' best, ImageNet weights detect better. Other networks have none: their times are "
-                     f"measured, their AUROC {NEEDED}.")
+                     "pictures made by formula, no photograph among them. On the real sets looked at the ResNet does "
+                     "best with level 1; with level 2, the thesis' best, ImageNet weights detect better. Other "
+                     f"networks have none: their times are measured, their AUROC {NEEDED}.")
     return "\n\n".join(lines)
 
 
