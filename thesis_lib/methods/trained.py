@@ -28,7 +28,7 @@ class Trained(Detector):
     After `learn`: `networks_`, `constants_` (tensors by name) and `course_` (losses and the states kept on the way).
     """
 
-    snapshots: int = parameter(5, "states kept on the way, evenly spaced, the last one among them")     # a row holds them
+    snapshots: int = parameter(5, "states kept on the way, evenly spaced, the last one among them")
     resume: bool = parameter(True, "go on from the checkpoint of the same training, or take it over if it has ended",
                              identity=False)
     checkpoint_s: float = parameter(60.0, "seconds between two checkpoints", identity=False)
