@@ -71,7 +71,7 @@ def test_every_parameter_is_an_option_with_its_default(thesis, command):
         assert {name: given[name] for name in defaults} == defaults
         text = "\n".join(thesis(command, method, "--help")[1])
         assert not [name for name in defaults if f"--{name.replace('_', '-')} " not in text]
-        assert f"(default: {defaults['embedding']})" in text
+        assert f"(default: {defaults['backbone']})" in text
 
 
 def test_json_is_one_object_on_the_last_line(evaluate, pad, small):

@@ -5,17 +5,18 @@ import json
 
 import pytest
 
-from thesis_lib import evaluation, results, tables
+from thesis_lib import evaluation, paths, results, tables
 from thesis_lib.configuration import Configuration, thesis_bars
 from thesis_lib.data import Preprocess
 from thesis_lib.methods import METHODS, PatchCore
 
-FIGURES = ["3.2", "3.3", "3.4", "3.5", "3.6", "3.7", "3.8", "3.11", "3.12", "3.13", *(f"3.{i}" for i in range(14, 26))]
+FIGURES = ["3.2", "3.3", "3.4", "3.5", "3.6", "3.7", "3.8", "3.9", "3.11", "3.12", "3.13",
+           *(f"3.{i}" for i in range(14, 26))]
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_it_rebuilds_the_detector(method):
-    detector = METHODS[method](weights="random", layers=(1, 2))
+    detector = METHODS[method](weights="random", **{} if method == "efficientad" else {"layers": (1, 2)})
     configuration = Configuration.of(detector, Preprocess())
     assert configuration.detector("random").parameters() == detector.parameters()
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -51,7 +52,7 @@ def test_every_bar_of_the_study_is_a_detector(figure):
     bars, table = thesis_bars(figure, "random", bank=500), tables.thesis(figure).set_index("label")
     assert list(bars) == list(table.index)
     for label, detector in bars.items():
-        assert "+".join(map(str, detector.layers)) == table.loc[label, "layers"]
+        assert "+".join(map(str, detector.layers)) == (table["layers"].fillna("1")[label]), "a PDN has one"
         assert detector.bank == 500
     made = [Configuration.of(detector, Preprocess()).id for detector in bars.values()]
     assert len(set(made)) == (1 if figure == "3.2" else len(made)), "in 3.2 only the bank differs"
@@ -63,5 +64,17 @@ def test_bars_carry_what_the_thesis_measured():
     assert (bar.backbone, bar.layers, bar.tap, bar.activation, bar.scaling) == (
         "resnet34", (2, 3), "preactivation", "leaky_relu", "normalise_weight")
     assert thesis_bars("3.3", "random")["cdist d=384 (2)"].embedding == "original_d384"
-    with pytest.raises(ValueError, match=r"figure 3\.9, bar PDN S: network PDN-S"):
-        thesis_bars("3.9", "random")
+    assert (bar := thesis_bars("3.9", "random")["PDN M"]).backbone == "pdn_medium" and bar.embedding == "identity"
+
+
+def test_published_rows_keep_their_identity():
+    """They were measured before levels could be left to the network: the resolved ones are stored, as ever."""
+    lines = (paths.published() / "levels_imagenet.jsonl").read_text(encoding="utf-8").splitlines()
+    for row in map(json.loads, lines[::7]):
+        known = Configuration.from_row(row)
+        rebuilt = PatchCore(**{key: tuple(value) if isinstance(value, list) else value
+                               for key, value in known.parameters.items()}).parameters(identity_only=True)
+        assert {key: rebuilt[key] for key in known.parameters} == known.parameters | {"layers": rebuilt["layers"]}
+        assert list(rebuilt["layers"]) == known.parameters["layers"] and known.id == row["configuration"]
+    assert Configuration.of(PatchCore(weights="random"), Preprocess()).id == "da090d718f6f", "of the version before"
+    assert PatchCore().layers == (2,) and PatchCore(backbone="pdn_small").layers == (1,)

@@ -165,12 +165,13 @@ def _measure(detectors, groups, category: Category, preprocess: Preprocess, batc
     for keys in groups:
         fitted, fit_s = _fit(detectors, keys, network, train)
         scores, predictions = _score(fitted, test, pixels)
-        past = {(key, step): detector.at(step) for key, detector in fitted.items()
-                for step in getattr(detector, "course_", Course()).kept}
+        courses = {key: getattr(detector, "course_", Course()) for key, detector in fitted.items()}
+        past = {(key, step): fitted[key].at(step) for key, course in courses.items()
+                for step in course.kept if step < course.step}          # the last one is scored already
         on_the_way = _score(past, test, False)[0] if past else {}
         for key in keys:
             quality = _quality(category.labels, scores[key], names, masks, predictions.get(key), preprocess.side)
-            yield key, quality | counts | _training(fitted[key], key, on_the_way, category.labels) | {
+            yield key, quality | counts | _training(fitted[key], key, scores | on_the_way, category.labels) | {
                 "fit_s": fit_s[key], "peak_memory_gb": timing.peak_memory_gb(), "labels": category.labels.tolist(),
                 "scores": scores[key].tolist(), "names": names}
 
@@ -222,7 +223,8 @@ def _training(detector: Detector, key: tuple[str, int], scores: dict, labels) ->
         return {}
     course = detector.course_
     steps = sorted(course.kept)
-    quality = [metrics.image_auroc(labels, scores[key, step]) for step in steps]
+    quality = [metrics.image_auroc(labels, scores[key, step] if step < course.step else scores[key])
+               for step in steps]
     points = np.unique(np.linspace(0, course.step, POINTS + 1).round().astype(int))
     losses = {name: [float(np.mean(values[a:b])) for a, b in itertools.pairwise(points)]
               for name, values in course.losses.items()}

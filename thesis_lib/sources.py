@@ -5,7 +5,7 @@ training that goes on after an interruption sees what it would have seen. `ident
 """
 
 import hashlib
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
@@ -33,13 +33,10 @@ class Folder:
         if not self.files:
             raise data.DataError(f"{self.root}: holds no pictures ({', '.join(sorted(data.SUFFIXES))})")
 
-    @cached_property
+    @property
     def identity(self) -> str:
         """Name of the folder and hash of all its pictures, wherever it lies."""
-        digest = hashlib.sha256()
-        for file in self.files:
-            digest.update(f"{file.relative_to(self.root).as_posix()}\n".encode() + file.read_bytes())
-        return f"{self.root.name} {digest.hexdigest()[:16]}"
+        return f"{self.root.resolve().name} {_content(self.root, tuple(self.files))}"
 
     def __getitem__(self, number: int) -> torch.Tensor:
         return torch.stack([self.picture(number * self.batch + k) for k in range(self.batch)])
@@ -62,6 +59,15 @@ def parse(name: str, side: int, batch: int, seed: int = 0) -> Source:
     if not Path(name).expanduser().is_dir():
         raise data.DataError(f"{name}: is no source of pictures; needs procedural or a folder that exists")
     return Folder(name, side, batch, seed)
+
+
+@cache
+def _content(root: Path, files: tuple[Path, ...]) -> str:
+    """Read once: every row and every seed asks for it."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.relative_to(root).as_posix()}\n".encode() + hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()[:16]
 
 
 def greyscale(images: torch.Tensor) -> torch.Tensor:

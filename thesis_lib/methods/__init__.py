@@ -1,11 +1,13 @@
 """The detectors by name."""
 
 from thesis_lib.methods.base import Detector, Prediction
+from thesis_lib.methods.efficientad import EfficientAD
 from thesis_lib.methods.padim import PaDiM
 from thesis_lib.methods.patchcore import PatchCore
 from thesis_lib.methods.simplenet import SimpleNet
 from thesis_lib.methods.spade import SPADE
 
-METHODS: dict[str, type[Detector]] = {method.name: method for method in (PatchCore, SPADE, PaDiM, SimpleNet)}
+METHODS: dict[str, type[Detector]] = {method.name: method
+                                      for method in (PatchCore, SPADE, PaDiM, SimpleNet, EfficientAD)}
 
-__all__ = ["METHODS", "SPADE", "Detector", "PaDiM", "PatchCore", "Prediction", "SimpleNet"]
+__all__ = ["METHODS", "SPADE", "Detector", "EfficientAD", "PaDiM", "PatchCore", "Prediction", "SimpleNet"]

@@ -28,7 +28,7 @@ class Trained(Detector):
     After `learn`: `networks_`, `constants_` (tensors by name) and `course_` (losses and the states kept on the way).
     """
 
-    snapshots: int = parameter(5, "states kept on the way, evenly spaced, the last one among them")
+    snapshots: int = parameter(5, "states kept on the way, evenly spaced, the last one among them")  # a row holds them
     resume: bool = parameter(True, "go on from the checkpoint of the same training, or take it over if it has ended",
                              identity=False)
     checkpoint_s: float = parameter(60.0, "seconds between two checkpoints", identity=False)
@@ -47,15 +47,19 @@ class Trained(Detector):
         """Steps of the whole training."""
         raise NotImplementedError
 
-    def prepare(self, collected: np.ndarray) -> dict[str, torch.Tensor]:
+    def prepare(self, collected: Any) -> dict[str, torch.Tensor]:
         """Constants that the training itself needs, such as the statistics of a teacher; no gradient."""
         return {}
 
-    def losses(self, networks: nn.ModuleDict, constants: dict, collected: np.ndarray, step: int) -> dict:
+    def pictures(self, collected: Any) -> np.ndarray:
+        """What of the collected tells one training from another."""
+        return collected
+
+    def losses(self, networks: nn.ModuleDict, constants: dict, collected: Any, step: int) -> dict:
         """Named scalars whose sum is minimised. Random numbers come from torch's generator, set anew for each step."""
         raise NotImplementedError
 
-    def calibrate(self, networks: nn.ModuleDict, constants: dict, collected: np.ndarray) -> dict[str, torch.Tensor]:
+    def calibrate(self, networks: nn.ModuleDict, constants: dict, collected: Any) -> dict[str, torch.Tensor]:
         """Constants of the finished networks, such as the quantiles of held-out nominal maps; no gradient."""
         return {}
 
@@ -64,7 +68,7 @@ class Trained(Detector):
         steps = self.steps_of(collected)
         keep = sorted({round(steps * share) for share in np.linspace(0, 1, self.snapshots + 1)[1:]})
         subject = {"method": self.name, "parameters": self.parameters(identity_only=True), "keep": keep,
-                   "weights": self.backbone_.weights, "nominal": fingerprint(collected)}
+                   "weights": self.backbone_.weights, "nominal": fingerprint(self.pictures(collected))}
         del subject["parameters"]["weights"]        # the path of a file; its hash is in the record
         checkpoint = paths.checkpoints() / f"{self.name}-{fingerprint(json.dumps(subject, sort_keys=True))}.checkpoint"
         if not self.resume:

@@ -1,0 +1,159 @@
+"""EfficientAD: its formulas against plain ones, the split, what the penalty is, and that nothing of the test leaks."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from thesis_lib import data, evaluation
+from thesis_lib.configuration import Configuration
+from thesis_lib.data import Pictures, Preprocess
+from thesis_lib.methods import EfficientAD
+from thesis_lib.methods.efficientad import Nominal, Outputs, augmented, autoencoder, check_side, hard_loss
+from thesis_lib.pdn import PDN
+
+pytestmark = pytest.mark.usefixtures("networks_built_once")
+TINY = {"weights": "random", "steps": 2, "snapshots": 1, "penalty": "none"}
+
+
+def images(count=4, seed=0):
+    return torch.randn(count, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(("count", "quantile"), [(1000, 0.999), (1001, 0.999), (5000, 0.9), (7, 0.0), (24576, 0.999)])
+def test_hard_loss_is_the_mean_above_a_plain_quantile(count, quantile):
+    squared = torch.randn(1, count, generator=torch.Generator().manual_seed(count)).square()
+    threshold = torch.quantile(squared, quantile)
+    torch.testing.assert_close(hard_loss(squared, quantile), squared[squared >= threshold].mean())
+
+
+def test_hard_loss_takes_a_thousandth_and_more_elements_than_torch_has_quantiles_for():
+    squared = torch.zeros(2**24 + 1000)
+    squared[:10] = 5.0
+    taken = len(squared) - int(np.ceil(0.999 * (len(squared) - 1)))
+    assert hard_loss(squared, 0.999).item() == pytest.approx(50 / taken)
+    assert taken / len(squared) == pytest.approx(0.001, rel=1e-3), "0.1 %, not 10 % as the thesis says"
+
+
+@pytest.mark.parametrize("side", [64, 128, 160, 256])
+def test_autoencoder_ends_on_the_grid_of_the_networks_through_64_numbers(side):
+    with torch.device("meta"):
+        network, x = autoencoder(side), torch.empty(1, 3, side, side)
+        assert network(x).shape == PDN("pdn_small")(x).shape == (1, 384, side // 4 - 8, side // 4 - 8)
+        assert network[:11](x).shape == (1, 64, 1, 1), "the bottleneck"
+
+
+def test_autoencoder_of_the_paper_resizes_as_the_paper_does():
+    sizes = [layer.size[0] for layer in autoencoder(256) if isinstance(layer, torch.nn.Upsample)]
+    assert sizes == [3, 8, 15, 32, 63, 127, 56]
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 72, 72), (1, 3, 64, 96), (1, 3, 32, 32)])
+def test_sides_that_cannot_be_halved_are_refused(shape):
+    with pytest.raises(ValueError, match=f"images of {shape[2]}x{shape[3]} pixels: the autoencoder needs squares"):
+        check_side(torch.zeros(shape))
+
+
+def test_augmentation_changes_one_thing_by_at_most_a_fifth():
+    plain = data.normalise(torch.full((1, 3, 8, 8), 0.5))
+    seen = set()
+    for seed in range(30):
+        torch.manual_seed(seed)
+        seen.add(round(data.denormalise(augmented(plain)).mean().item(), 4))
+    assert len(seen) > 5 and 0.399 < min(seen) < 0.47 and 0.53 < max(seen) < 0.601     # grey: only brightness shows
+
+
+def test_split_and_statistics_and_quantiles():
+    """Held-out pictures set the quantiles, the others train; the constants by plain NumPy."""
+    detector = EfficientAD(**TINY, held_out=0.3)
+    collected = detector.collect(list(images(10).split(4)))
+    assert isinstance(collected, Nominal) and collected.described.shape == (10, 384, 8, 8)
+    trained, held = detector.split(10)
+    assert sorted(trained + held) == list(range(10)) and len(held) == 3
+    assert detector.reseeded(1).split(10) != (trained, held)
+    detector.learn(collected)
+    described = collected.described[trained].transpose(1, 0, 2, 3).reshape(384, -1).astype(np.float64)
+    np.testing.assert_allclose(detector.constants_["mean"].ravel(), described.mean(1), atol=1e-5)
+    np.testing.assert_allclose(detector.constants_["std"].ravel(), described.std(1), rtol=1e-3)
+    outputs = detector.stages["extraction"](torch.from_numpy(np.array(collected.images[held])))
+    student, other = outputs.student[:, :384], outputs.student[:, 384:]
+    for (low, high), heat in zip(detector.constants_["quantiles"], (
+            (student - outputs.teacher).square().mean(1), (other - outputs.autoencoder).square().mean(1)), strict=True):
+        np.testing.assert_allclose([low, high], np.quantile(heat.numpy(), [0.9, 0.995]), rtol=1e-3)
+    maps = detector.maps(outputs)
+    assert np.quantile(maps["local"], 0.9) == pytest.approx(0, abs=1e-4)
+    assert np.quantile(maps["global"], 0.995) == pytest.approx(0.1, abs=1e-4)
+    torch.testing.assert_close(maps["combined"], (maps["local"] + maps["global"]) / 2)
+
+
+def test_held_out_pictures_do_not_train(monkeypatch):
+    """The weights do not depend on them, the quantiles do."""
+    batch = images(10)
+    detector = EfficientAD(**TINY, held_out=0.3)
+    _, held = detector.split(10)
+    other = batch.clone()
+    other[held] += 1
+    one, two = (EfficientAD(**TINY, held_out=0.3).fit([pictures]) for pictures in (batch, other))
+    weights = one.networks_.state_dict(), two.networks_.state_dict()
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    assert not torch.equal(one.constants_["quantiles"], two.constants_["quantiles"])
+
+
+def test_score_is_the_maximum_and_the_map_has_its_rim():
+    detector = EfficientAD(**TINY).fit([images()])
+    outputs = detector.stages["extraction"](images(2, 1))
+    assert isinstance(outputs, Outputs)
+    prediction = detector.stages["score"](outputs)
+    assert prediction.map.shape == (2, 16, 16), "64 pixels in steps of 4"
+    assert torch.equal(prediction.map[:, 4:-4, 4:-4], detector.maps(outputs)["combined"])
+    assert torch.equal(prediction.score, detector.maps(outputs)["combined"].flatten(1).amax(1))
+    with pytest.raises(ValueError, match="images of 96 pixels: the autoencoder learned 64"):
+        detector.predict(torch.zeros(1, 3, 96, 96))
+
+
+def test_losses_fall_and_all_parts_are_there():
+    detector = EfficientAD(weights="random", steps=40, snapshots=1, penalty="procedural", rate=1e-3).fit([images()])
+    losses = detector.course_.losses
+    assert set(losses) == {"hard", "autoencoder", "student_autoencoder", "penalty"}
+    assert np.mean(losses["hard"][-5:]) < 0.8 * np.mean(losses["hard"][:5])
+    assert "penalty" not in EfficientAD(**TINY).fit([images()]).course_.losses
+
+
+def test_a_folder_of_penalties_counts_by_its_pictures(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name / "photos").mkdir(parents=True)
+        Image.new("RGB", (80, 80), (9, 8, 7)).save(tmp_path / name / "photos" / "1.png")
+    one, other = (EfficientAD(**TINY | {"penalty": str(tmp_path / name / "photos")}) for name in ("a", "b"))
+    assert Configuration.of(one, Preprocess()) == Configuration.of(other, Preprocess())
+    assert one.parameters(identity_only=True)["penalty"].startswith("photos ")
+    assert str(tmp_path) not in str(Configuration.of(one, Preprocess()))
+    Image.new("RGB", (80, 80)).save(tmp_path / "b" / "photos" / "2.png")
+    another = EfficientAD(**TINY | {"penalty": str(tmp_path / "b" / "photos")})
+    assert Configuration.of(another, Preprocess()) != Configuration.of(one, Preprocess())
+    assert set(one.fit([images()]).course_.losses) >= {"penalty"}
+
+
+def test_a_penalty_that_is_not_there_is_refused_before_the_work(pad, small):
+    with pytest.raises(data.DataError, match="imagenet: is no source of pictures"):
+        evaluation.evaluate(EfficientAD(**TINY | {"penalty": "imagenet"}), pad, small)
+
+
+def test_rows_say_the_penalty_and_keep_the_states_on_the_way(pad, small):
+    row = evaluation.evaluate(EfficientAD(**TINY | {"snapshots": 2}), pad, small, seeds=1).iloc[0]
+    assert row["parameters.penalty"] == "none" and row["training.steps"] == [1, 2]
+    assert row["image_auroc"] == row["training.image_auroc"][-1]
+    assert set(EfficientAD(**TINY).fit(Pictures(pad.train, small)).stages) == {"extraction", "score"}
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"backbone": "resnet18"}, "backbone='resnet18': needs one of pdn_small, pdn_medium"), ({"steps": 0}, "steps=0"),
+    ({"engine": "int8"}, "engine='int8': efficientad runs on eager only"), ({"held_out": 1.0}, "held_out=1.0"),
+    ({"hard": -1.0}, "hard=-1.0"), ({"low": 0.99, "high": 0.9}, "low=0.99, high=0.9"), ({"rate": -1.0}, "rate=-1.0")])
+def test_wrong_values_are_refused_at_once(options, message):
+    with pytest.raises(ValueError, match=message):
+        EfficientAD(**options)
+
+
+def test_one_picture_is_too_few():
+    with pytest.raises(ValueError, match="1 training picture: one is held out"):
+        EfficientAD(**TINY).fit([images(1)])

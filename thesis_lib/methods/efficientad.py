@@ -1,0 +1,245 @@
+"""EfficientAD: a student that fails to follow its teacher, and an autoencoder that fails to follow it as a whole.
+
+Source: Batzner et al. 2024 (arXiv 2303.14535); thesis sec. 4.3. Where the thesis is silent (normalisation of the
+teacher, augmentation, quantiles) or differs (it counts 10 % of the elements as hard, 0.1 % are) the paper and its
+re-implementation nelson1425/EfficientAD decide. Differs from them: the penalty's pictures are a parameter.
+Letters: B images, C = 384 channels, h, w grid.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from thesis_lib import backbones, data, distillation, memory, sources
+from thesis_lib.methods.base import Prediction, parameter
+from thesis_lib.methods.trained import Trained
+from thesis_lib.pdn import CHANNELS, PDN
+from thesis_lib.weightfiles import torchvision
+
+RIM = 4                 # positions that a PDN without padding cuts off on each side
+GREY = 0.3              # of the penalty's pictures lose their colours
+STRENGTH = 0.2          # a factor of 0.8 to 1.2 changes brightness, contrast or saturation
+DROPOUT = 0.2
+MAPS = ("local", "global", "combined")
+
+
+class Nominal(NamedTuple):
+    images: np.ndarray          # (N, 3, H, W)
+    described: np.ndarray       # (N, C, h, w), by the teacher; the same at every step, so computed once
+
+
+class Outputs(NamedTuple):
+    teacher: torch.Tensor       # (B, C, h, w), normalised
+    student: torch.Tensor       # (B, 2 C, h, w): S and S'
+    autoencoder: torch.Tensor   # (B, C, h, w)
+
+
+@dataclass(kw_only=True)
+class EfficientAD(Trained):
+    backbone: str = parameter("pdn_small", "teacher, and the size of its student: " + ", ".join(backbones.PDNS),
+                              features=True)
+    weights: str = parameter("bundled", "of the teacher: bundled, random or a .safetensors file", features=True)
+    engine: str = parameter("eager", "what runs the networks: eager (torch)", features=True)
+    steps: int = parameter(70_000, "steps of one picture")
+    penalty: str = parameter("procedural", "pictures that the student shall not describe: procedural, none, or a "
+                             "folder of photographs (the paper's ImageNet)")
+    held_out: float = parameter(0.1, "share of the training pictures that only set the quantiles of the maps")
+    hard: float = parameter(0.999, "quantile of the squared differences above which they count")
+    low: float = parameter(0.9, "quantile of a map that becomes 0")
+    high: float = parameter(0.995, "quantile of a map that becomes 0.1")
+    rate: float = parameter(1e-4, "learning rate of Adam, a tenth of it after 95 % of the steps")
+    decay: float = parameter(1e-5, "weight decay")
+
+    name: ClassVar[str] = "efficientad"
+    layers: ClassVar[tuple[int, ...]] = (1,)
+    calibration: ClassVar[int] = 1
+
+    def __post_init__(self):
+        if self.backbone not in backbones.PDNS:
+            raise ValueError(f"backbone={self.backbone!r}: needs one of {', '.join(backbones.PDNS)}")
+        self._check_training()
+        if self.engine != "eager":
+            raise ValueError(f"engine={self.engine!r}: efficientad runs on eager only")
+        for name, least in (("steps", 1), ("rate", 0), ("decay", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)}: needs at least {least}")
+        for name in ("held_out", "hard"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: needs 0 up to less than 1")
+        if not 0 <= self.low < self.high <= 1:
+            raise ValueError(f"low={self.low}, high={self.high}: needs 0 <= low < high <= 1")
+
+    def parameters(self, identity_only=False):
+        found = super().parameters(identity_only)
+        if identity_only and self.penalty != "none":     # a folder counts for its pictures, not for where it lies
+            found["penalty"] = sources.parse(self.penalty, 32, 1).identity
+        return found
+
+    @property
+    def stages(self):
+        self._learned("networks_")
+        return {"extraction": self._outputs, "score": self._score}
+
+    def maps(self, outputs: Outputs) -> dict[str, torch.Tensor]:
+        """Local, global and combined map, (B, h, w) each: squared differences, normalised by their quantiles."""
+        found = dict(zip(MAPS, _differences(outputs), strict=False))
+        for (name, heat), (low, high) in zip(found.items(), self.constants_["quantiles"], strict=True):
+            found[name] = 0.1 * (heat - low) / (high - low)
+        return found | {"combined": (found["local"] + found["global"]) / 2}
+
+    def gather(self, maps) -> Nominal:
+        """All pictures and what the teacher says of them, in an unnamed file on disk."""
+        def rows():
+            for images, features in zip(maps.images, maps.batches((1,)), strict=True):
+                self.side_ = check_side(images)
+                yield torch.cat([images.flatten(1), features[1].flatten(1)], dim=1)
+
+        collected = memory.on_disk(rows())
+        if len(collected) < 2:
+            raise ValueError(f"{len(collected)} training picture: one is held out, so it needs at least 2")
+        pixels, grid = 3 * self.side_ ** 2, self.side_ // 4 - 2 * RIM
+        return Nominal(collected[:, :pixels].reshape(-1, 3, self.side_, self.side_),
+                       collected[:, pixels:].reshape(-1, CHANNELS, grid, grid))
+
+    def pictures(self, collected):
+        return collected.images
+
+    def architecture(self):
+        networks = {"student": PDN(self.backbone, 2 * CHANNELS), "autoencoder": autoencoder(self.side_)}
+        return nn.ModuleDict(networks).to(memory_format=torch.channels_last)
+
+    def steps_of(self, collected):
+        return self.steps
+
+    def optimizers(self, networks, steps):
+        adam = torch.optim.Adam(networks.parameters(), lr=self.rate, weight_decay=self.decay)
+        return [adam], [torch.optim.lr_scheduler.StepLR(adam, max(1, int(0.95 * steps)), 0.1)]
+
+    def learn(self, collected):
+        self.backbone_.to(self.device)
+        try:
+            return super().learn(collected)
+        finally:
+            self.backbone_.to("cpu")
+
+    def split(self, count: int) -> tuple[list[int], list[int]]:
+        """Numbers of the pictures that are trained on, and of those that are held out."""
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(self.seed)).tolist()
+        held = max(1, round(self.held_out * count))
+        return order[held:], order[:held]
+
+    def prepare(self, collected):
+        """Mean and standard deviation of the teacher's channels over the training pictures, (C, 1, 1)."""
+        if self.penalty != "none":
+            self._penalty = sources.parse(self.penalty, self.side_, 1, self.seed)
+        trained, _ = self.split(len(collected.images))
+        total = squares = torch.zeros(CHANNELS, dtype=torch.float64)
+        for index in trained:
+            described = torch.from_numpy(np.array(collected.described[index])).double()
+            total, squares = total + described.mean((1, 2)), squares + described.square().mean((1, 2))
+        mean = total / len(trained)
+        std = (squares / len(trained) - mean.square()).clamp(min=1e-12).sqrt()
+        return {"mean": mean.float()[:, None, None].to(self.device), "std": std.float()[:, None, None].to(self.device)}
+
+    def losses(self, networks, constants, collected, step):
+        trained, _ = self.split(len(collected.images))
+        epoch, number = divmod(step, len(trained))
+        order = torch.randperm(len(trained), generator=torch.Generator().manual_seed((self.seed << 32) + epoch))
+        image, described = self._taken(collected, [trained[order[number]]])
+        changed, shown = augmented(image), [image]
+        if self.penalty != "none":
+            shown.append(distillation.greyed(self._penalty[step], GREY).to(self.device))
+        shown = torch.cat([*shown, changed]).contiguous(memory_format=torch.channels_last)
+        teacher = (self.backbone_(shown[-1:])[1].float() - constants["mean"]) / constants["std"]
+        student, rebuilt = networks["student"](shown).float(), networks["autoencoder"](shown[-1:]).float()
+        target = (described - constants["mean"]) / constants["std"]
+        found = {"hard": hard_loss((target - student[:1, :CHANNELS]).square(), self.hard),
+                 "autoencoder": (teacher - rebuilt).square().mean(),
+                 "student_autoencoder": (rebuilt - student[-1:, CHANNELS:]).square().mean()}
+        if self.penalty != "none":
+            found["penalty"] = student[1, :CHANNELS].square().mean()
+        return found
+
+    def calibrate(self, networks, constants, collected):
+        """(2, 2): low and high quantile of the local and of the global map over the pictures that are held out."""
+        _, held = self.split(len(collected.images))
+        found = []
+        for index in held:
+            image, described = self._taken(collected, [index])
+            teacher = (described - constants["mean"]) / constants["std"]
+            found.append(_differences(Outputs(teacher, networks["student"](image), networks["autoencoder"](image))))
+        maps = [torch.stack(several).cpu().numpy() for several in zip(*found, strict=True)]
+        return {"quantiles": torch.tensor([np.quantile(heat, [self.low, self.high]).tolist() for heat in maps])}
+
+    def restore(self, state, weights):
+        self.side_ = 32 * state["networks.autoencoder.narrow.weight"].shape[-1]
+        super().restore(state, weights)
+
+    def _taken(self, collected: Nominal, numbers: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        return tuple(torch.from_numpy(np.array(values[numbers])).to(self.device) for values in collected)
+
+    def _outputs(self, images: torch.Tensor) -> Outputs:
+        if check_side(images) != self.side_:
+            raise ValueError(f"images of {images.shape[-1]} pixels: the autoencoder learned {self.side_}")
+        teacher = (self.backbone_(images)[1] - self.constants_["mean"]) / self.constants_["std"]
+        return Outputs(teacher, self.networks_["student"](images), self.networks_["autoencoder"](images))
+
+    def _score(self, outputs: Outputs) -> Prediction:
+        """Maximum of the combined map; the map has the rim again that a PDN cuts off, and so the picture's shape."""
+        heat = self.maps(outputs)["combined"]
+        return Prediction(heat.flatten(1).amax(1), F.pad(heat, [RIM] * 4))
+
+
+def autoencoder(side: int) -> nn.Sequential:
+    """Images (B, 3, side, side) -> (B, C, side/4 - 8, side/4 - 8) through 64 numbers; the paper's with side=256."""
+    layers, inputs = {}, 3
+    for number, channels in enumerate((32, 32, 64, 64, 64), start=1):
+        layers |= {f"encode{number}": nn.Conv2d(inputs, channels, 4, 2, 1), f"relu{number}": nn.ReLU(inplace=True)}
+        inputs = channels
+    layers["narrow"] = nn.Conv2d(64, 64, side // 32)
+    sides = (max(1, side // 64 - 1), side // 32, side // 16 - 1, side // 8, side // 4 - 1, side // 2 - 1)
+    for number, wide in enumerate(sides, start=1):
+        layers |= {f"resize{number}": nn.Upsample((wide, wide), mode="bilinear"),
+                   f"decode{number}": nn.Conv2d(64, 64, 4, 1, 2), f"rectify{number}": nn.ReLU(inplace=True),
+                   f"drop{number}": nn.Dropout(DROPOUT)}
+    grid = side // 4 - 2 * RIM
+    layers |= {"fit": nn.Upsample((grid, grid), mode="bilinear"), "last": nn.Conv2d(64, 64, 3, 1, 1),
+               "relu": nn.ReLU(inplace=True), "describe": nn.Conv2d(64, CHANNELS, 3, 1, 1)}
+    network = nn.Sequential()
+    for name, layer in layers.items():
+        network.add_module(name, layer)
+    return network
+
+
+def hard_loss(squared: torch.Tensor, quantile: float) -> torch.Tensor:
+    """Mean of all elements at or above their quantile (linear between elements), of any number of elements."""
+    count = squared.numel()
+    return squared.flatten().topk(count - int(np.ceil(quantile * (count - 1)))).values.mean()
+
+
+def augmented(image: torch.Tensor) -> torch.Tensor:
+    """Image (B, 3, H, W), normalised, with another brightness, contrast or saturation; by torch's generator."""
+    functional = torchvision().transforms.functional
+    change = (functional.adjust_brightness, functional.adjust_contrast,
+              functional.adjust_saturation)[torch.randint(3, ()).item()]
+    factor = 1 + STRENGTH * (2 * torch.rand(()).item() - 1)
+    return data.normalise(change(data.denormalise(image).clamp(0, 1), factor))
+
+
+def check_side(images: torch.Tensor) -> int:
+    """Side of square images (B, 3, H, W); ValueError for one that the autoencoder cannot halve."""
+    height, width = images.shape[-2:]
+    if height != width or width % 32 or width < 64:
+        raise ValueError(f"images of {height}x{width} pixels: the autoencoder needs squares of 64, 96, 128, ... (the "
+                         "paper has 256)")
+    return width
+
+
+def _differences(outputs: Outputs) -> tuple[torch.Tensor, torch.Tensor]:
+    """Local map (S - T) and global map (S' - A): squared differences, mean over the channels, (B, h, w)."""
+    student, other = outputs.student.split(CHANNELS, dim=1)
+    return (student - outputs.teacher).square().mean(1), (other - outputs.autoencoder).square().mean(1)
