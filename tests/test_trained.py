@@ -12,6 +12,7 @@ import pytest
 # One line for every trained method: options that make it last some seconds and no longer.
 COMMANDS = {
     "efficientad": ["--weights=random", "--steps=60", "--penalty=procedural", "--snapshots=2"],
+    "simplenet": ["--weights=random", "--layers=1", "--hidden=64", "--epochs=60", "--passes=2", "--snapshots=2"],
 }
 TIMES = {"fit_s", "peak_memory_gb", "finished", "stamp"}
 

@@ -2,7 +2,8 @@
 
 Source: Liu et al. 2023 (arXiv 2303.15023) and its published code; thesis ch. 5, where th- lacks its sign and the score,
 too: nominal patches get a high D, so the score is -D. Differs from the paper by default as the thesis' PatchCore does:
-pooled embedding (the paper's own is embedding="original_d1536"), 256 pixels.  Letters: B images, P patches, D embedding.
+pooled embedding (the paper's own is embedding="original_d1536"), 256 pixels.
+Letters: B images, P patches, D embedding.
 """
 
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ class SimpleNet(Trained):
                 "search": search, "score": lambda heat: Prediction(heat.flatten(1).amax(dim=1), heat)}
 
     def gather(self, maps) -> np.ndarray:
-        """Patches of all pictures (N, P, D) float32, in an unnamed file on disk: the network runs once, not per pass."""
+        """Patches of all pictures (N, P, D) float32, in an unnamed file on disk: the network runs only once."""
         embed = embedding.parse(self.embedding, self.join)
         return memory.on_disk(embed(features).vectors for features in maps.batches(self.layers))
 
