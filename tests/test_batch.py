@@ -282,7 +282,15 @@ def test_a_collecting_notebook_runs_last_and_when_another_did(folder, monkeypatc
         assert [outcome.task.name for outcome in outcomes] == ["02_two", "01_one"]
         assert [outcome.state for outcome in outcomes] == states
         assert order == (["02_two", "01_one"] if states[0] == "done" else [])
-    assert plan(folder, only=["01"])[0].after == (plan(folder, only=["02"])[0].record,)
+    one, two = (plan(folder, only=[number])[0].record for number in ("01", "02"))
+    assert plan(folder, only=["01"])[0].after == (two,)
+    write(folder, "03_three", SHOW)
+    profile(folder, last=["02_two", "01_one"])
+    assert [task.name for task in plan(folder)] == ["03_three", "02_two", "01_one"]
+    assert plan(folder)[2].after == (plan(folder, only=["03"])[0].record, two)
+    order = []
+    batch.run(plan(folder), jobs=2)
+    assert order == ["03_three", "02_two", "01_one"] and one.exists()
 
 
 def test_what_makes_an_execution_run_again(folder, monkeypatch):

@@ -185,3 +185,34 @@ def test_contents_come_from_sources_and_executed_copies(notebooks):
 def test_markdown_is_a_pipe_table():
     assert tables.markdown(pd.DataFrame({"a": [1, 2], "b": ["x", "y"]})).splitlines() == [
         "| a | b |", "| --- | --- |", "| 1 | x |", "| 2 | y |"]
+
+
+@pytest.fixture
+def two_rows(pad, small):
+    """Rows of two detectors that differ in the bank alone, one of them timed."""
+    from thesis_lib import evaluation, results
+    from thesis_lib.methods import PatchCore
+    detectors = {bank: PatchCore(weights="random", layers=(1,), bank=bank) for bank in (20, 40)}
+    rows = evaluation.evaluate_many(detectors, pad, small, seeds=2)
+    evaluation.measure_time(detectors[20], pad, small, pictures=1)
+    return rows, results.load_all().query("origin == 'own'")
+
+
+def test_overview_has_a_line_per_configuration(two_rows):
+    rows, every = two_rows
+    table = tables.overview(every).set_index("bank")
+    assert sorted(table.index) == [20, 40]
+    assert table.loc[20, "auroc"] == pytest.approx(100 * rows[20]["image_auroc"].mean())
+    assert table.loc[20, "total ms"] > table.loc[20, "extraction ms"] > 0 and np.isnan(table.loc[40, "total ms"])
+    assert table.loc[20, "label"] == "patchcore resnet18 1 avg_k3_s1_p1 20" and table.loc[20, "seeds"] == 2
+    assert tables.overview(every[every["kind"] == "time"]).empty
+
+
+def test_contrast_pairs_what_differs_in_one_parameter(two_rows):
+    rows, every = two_rows
+    table = tables.overview(every)
+    found = tables.contrast(table, "bank", 20, 40)
+    change = 100 * (rows[40]["image_auroc"].mean() - rows[20]["image_auroc"].mean())
+    assert found["pairs"] == 1 and found["AUROC, points"] == pytest.approx(change) and np.isnan(found["time, ratio"])
+    assert tables.contrast(table, "bank", 20, 99)["pairs"] == 0
+    assert tables.contrast(table, "bank", 20, 40, layers="2")["pairs"] == 0

@@ -82,10 +82,10 @@ def _run(tasks, place, force, report) -> list[Outcome]:
 
     try:
         with _on_signals(place.stop.set):
-            for collecting in (False, True):        # what collects results starts when the others have ended
+            for collected in sorted({len(task.after) for task in tasks}):       # what collects results starts later
                 wave = {place.pool.submit(attempt, task, force, place.threads, place.stop,
                                           *((None, partial(say, number)) if place.local else (task.key,))): number
-                        for number, task in enumerate(tasks, 1) if bool(task.after) == collecting}
+                        for number, task in enumerate(tasks, 1) if len(task.after) == collected}
                 for future in as_completed(wave):
                     number = wave[future]
                     outcome = outcomes[number] = _outcome(future, tasks[number - 1])

@@ -44,6 +44,11 @@ def rendered() -> Path:
     return outputs() / "rendered"
 
 
+def devices() -> Path:
+    """Rows measured by `thesis measure` on small computers and brought here."""
+    return results() / "devices"
+
+
 def executed(profile: str) -> Path:
     return outputs() / "notebooks" / profile
 

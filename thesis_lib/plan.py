@@ -130,10 +130,13 @@ def plan(profile, *, only=(), overrides=None, notebooks=None, outputs=None) -> l
                 variants.append(values)
         tasks += [Task(file, stem + suffix, values, outputs / f"{stem}{suffix}.ipynb", settings["timeout_s"])
                   for suffix, values in zip(_suffixes(variants), variants, strict=True)]
-    collected = tuple(task.record for task in tasks if task.notebook.stem not in settings["last"])
-    first = [task for task in tasks if task.record in collected]
-    last = [replace(task, after=collected) for task in tasks if task.record not in collected]
-    return [task for task in first + last if task.notebook.stem in picked]
+    groups = [[task for task in tasks if task.notebook.stem not in settings["last"]],
+              *([task for task in tasks if task.notebook.stem == stem] for stem in settings["last"])]
+    ordered, before = [], ()
+    for group in groups:
+        ordered += [replace(task, after=before) for task in group]
+        before += tuple(task.record for task in group)
+    return [task for task in ordered if task.notebook.stem in picked]
 
 
 def _cells(notebook) -> list[dict]:

@@ -45,6 +45,11 @@ def load_all() -> pd.DataFrame:
                              + [row | {"origin": "published"} for row in given])
 
 
+def devices() -> pd.DataFrame:
+    """Rows of `thesis measure` under outputs/results/devices, one line each; empty where there is none."""
+    return pd.json_normalize([row for file in sorted(paths.devices().glob("*.json*")) for row in _rows(file)])
+
+
 def write_atomically(path: Path, text: str) -> None:
     """The file is there whole or not at all, also when the process is killed."""
     path.parent.mkdir(parents=True, exist_ok=True)

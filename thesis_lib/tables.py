@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -137,6 +138,51 @@ def pareto(table: pd.DataFrame, cost: str, gain: str) -> pd.DataFrame:
     """Rows that no other row beats in both: column `cost` low, column `gain` high; cheapest first."""
     ordered = table.dropna(subset=[cost, gain]).sort_values([cost, gain], ascending=[True, False])
     return ordered[ordered[gain] > ordered[gain].cummax().shift(fill_value=-np.inf)]
+
+
+def overview(rows: pd.DataFrame) -> pd.DataFrame:
+    """All that was measured: one line per configuration and category, of the rows of `results.load_all`.
+
+    label, method, AUROC in % with its interval, milliseconds in total and per stage where it was timed, and all
+    parameters by name. A configuration that was measured again counts once, with its last rows.
+    """
+    parts = {kind: rows[rows["kind"] == kind].sort_values("finished") for kind in ("auroc", "time")}
+    scored = parts["auroc"].drop_duplicates(["configuration", "category", "data", "seed"], keep="last")
+    if scored.empty:
+        return pd.DataFrame()
+    table = summary(scored).set_index(["configuration", "category"])
+    table = table[~table.index.duplicated(keep="last")]         # the same name, other pictures
+    facts = scored.drop_duplicates(["configuration", "category"], keep="last").set_index(["configuration", "category"])
+    named = facts.filter(like="parameters.").rename(columns=lambda name: name.removeprefix("parameters."))
+    if "layers" in named:
+        named["layers"] = named["layers"].map(lambda levels: "+".join(map(str, levels)), na_action="ignore")
+    timed = parts["time"].drop_duplicates(["configuration", "category"], keep="last")
+    timed = timed.set_index(["configuration", "category"])
+    timed = timed.filter(regex="^(total_ms|stage_ms)").rename(columns=lambda name: name.replace("stage_ms.", "") + (
+        " ms" if name.startswith("stage") else "")).rename(columns={"total_ms": "total ms"})
+    table = table.join(facts["method"]).join(timed).join(named)
+    labels = table.reindex(columns=["method", "backbone", "layers", "embedding", "bank", "engine"]).astype(object)
+    labels = labels.where(labels.notna() & (labels != "eager"), "").astype(str)
+    return table.assign(label=labels.agg(lambda parts: " ".join(filter(None, parts)), axis=1))
+
+
+def contrast(table: pd.DataFrame, parameter: str, one: Any, other: Any, **fixed: Any) -> pd.Series:
+    """Pairs of `overview` that differ in a single parameter: how AUROC (points) and time (ratio) change to `other`.
+
+    fixed: parameters or columns that both must have. Without a pair: pairs 0, the rest missing.
+    """
+    for name, value in fixed.items():
+        table = table[table[name] == value]
+    same = [name for name in table.columns[table.columns.get_loc("method"):] if not name.endswith(" ms")
+            and name not in (parameter, "label")] + ["weights"]
+    keyed = table.reset_index()
+    keyed["same"] = [str(tuple(values)) for values in keyed[[*same, "category"]].itertuples(index=False)]
+    first, second = (keyed[keyed[parameter].astype(str) == str(value)].drop_duplicates("same").set_index("same")
+                     for value in (one, other))
+    points = (second["auroc"] - first["auroc"]).dropna()
+    ratio = (second["total ms"] / first["total ms"]).dropna() if "total ms" in table else pd.Series(dtype=float)
+    return pd.Series({"pairs": len(points), "AUROC, points": points.mean(), "lowest": points.min(),
+                      "highest": points.max(), "time, ratio": np.exp(np.log(ratio).mean()) if len(ratio) else np.nan})
 
 
 def markdown(table: pd.DataFrame) -> str:
