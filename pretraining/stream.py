@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from pretraining.formulas import FAMILIES, NUMBERS, Canvas
-from thesis_lib.data import IMAGENET_MEAN, IMAGENET_STD
+from thesis_lib.preprocess import IMAGENET_MEAN, IMAGENET_STD
 
 MARGIN = 8          # pixels that a scene is larger than its views, on each side
 
