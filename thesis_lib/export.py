@@ -1,6 +1,7 @@
 """Fit on the desktop and write what a device needs into one folder; `bundle` says what is in it."""
 
 import json
+import re
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -44,6 +45,7 @@ def export(detector: Detector, category: Category, preprocess: Preprocess, folde
         names = _copies(category, preprocess, work)
         images = [preprocess.image(work / name)[None] for name in names]
         network = replace(detector, engine="eager").network(detector.levels, ())
+        _check_windows(detector.embedding, network(images[0]))
         model = engines.export(network)
         facts = {"format": bundle.FORMAT, "library": stamp.stamp()["library"],
                  "preprocess": asdict(preprocess) | {"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
@@ -92,6 +94,18 @@ def _check(detector: Detector, category: Category, folder: Path, quantile: float
                           f"{HELD_OUT} is held out for the threshold")
 
 
+def _check_windows(name: str, maps: dict[int, torch.Tensor]) -> None:
+    """An adaptive pooling is a plain one where all its windows are equal, and only then does it convert to ONNX."""
+    match = re.fullmatch("(adaptive_|original_d)([0-9]+)", name)
+    if not match:
+        return
+    pooled = [9 * x.shape[1] for x in maps.values()] if match[1] == "original_d" else [
+        side for x in maps.values() for side in x.shape[-2:]]
+    if any(number % int(match[2]) for number in pooled):
+        raise ExportError(f"embedding={name}: its windows are uneven here, which ONNX does not have; needs a number "
+                          f"that divides {', '.join(map(str, dict.fromkeys(pooled)))}, or avg_, max_, avgmax_")
+
+
 def _copies(category: Category, preprocess: Preprocess, work: Path) -> list[str]:
     """Copies of ten test pictures, or of training ones where there are none, no larger than they are resized to."""
     samples: Sequence[Sample] = category.subset(test=PICTURES).test or evenly(category.train, PICTURES)
@@ -135,5 +149,4 @@ def _embedding(detector: PatchCore, maps: dict[int, torch.Tensor]) -> bytes:
             return engines.convert(module, example, f"embedding {detector.embedding}", outputs=["patches"],
                                    inputs=[f"level{level}" for level in maps])
     except engines.EngineError as error:
-        raise ExportError(f"embedding={detector.embedding}: does not convert to ONNX for maps of "
-                          f"{'x'.join(map(str, example[0].shape[-2:]))} ({error}); the pooled ones do") from error
+        raise ExportError(f"embedding={detector.embedding}: does not convert ({error})") from error
