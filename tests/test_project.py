@@ -76,11 +76,14 @@ def test_make_prints_its_targets():
 
 
 def test_readme_shell_commands_exist():
-    """Every `thesis ...` and `make ...` of README is one that the command line takes."""
+    """Every `thesis ...` and `make ...` of README and docs is one that the command line takes."""
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
     assert set(re.findall(r"make ([a-z]+)", README)) <= targets
     from thesis_lib.cli import parser
-    for line in re.findall(r"^thesis ([^#\n`]+)", README, re.M) + re.findall(r"`thesis ([^`]+)`", README):
+    lines = re.findall(r"`thesis ([^`]+)`", README)
+    for text in (README, *(file.read_text(encoding="utf-8") for file in (ROOT / "docs").glob("*.md"))):
+        lines += re.findall(r"^thesis ([^#\n`]+)", text, re.M)
+    for line in lines:
         parser().parse_args(line.split())
 
 

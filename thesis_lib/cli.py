@@ -246,7 +246,7 @@ def _evaluate(args) -> int:
         if args.pictures:
             row = evaluation.measure_time(detector, category, preprocess, pictures=args.pictures, force=args.force)
             answer |= {"stage_ms": row["stage_ms"], "total_ms": row["total_ms"]}
-            device_cli.print_times(category.name, row)
+            _print_times(category.name, row)
         return {key: None if value != value else value for key, value in answer.items()}     # NaN is no JSON
 
     return _measured(args, measure)
@@ -260,10 +260,15 @@ def _time(args) -> int:
         row = evaluation.measure_time(detector, category, preprocess, pictures=args.pictures, warmup=args.warmup,
                                       repeats=args.repeats, batch_size=args.batch_size, threads=args.threads,
                                       force=args.force)
-        device_cli.print_times(category.name, row)
+        _print_times(category.name, row)
         return {key: value for key, value in row.items() if key not in ("raw_s", "stamp")}
 
     return _measured(args, measure)
+
+
+def _print_times(name: str, row: dict) -> None:
+    noisy = " -- noisy, over 10 %: close other programs and use --force" if row["noisy"] else ""
+    print(device_cli.times(name, row) + noisy)
 
 
 def _export(args) -> int:

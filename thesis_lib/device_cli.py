@@ -31,11 +31,10 @@ def add(commands) -> None:
     detect.set_defaults(do=_detect)
 
 
-def print_times(name: str, row: dict) -> None:
+def times(name: str, row: dict) -> str:
     stages = ", ".join(f"{stage} {ms:.2f}" for stage, ms in row["stage_ms"].items())
-    print(f"{name}: {row['total_ms']:.2f} ms a batch of {row['batch_size']} ({stages}), "
-          f"{row['images_per_s']:.1f} pictures/s, {row['threads']} threads, spread {100 * row['spread']:.0f} %"
-          + (" -- noisy, over 10 %: close other programs and use --force" if row["noisy"] else ""))
+    return (f"{name}: {row['total_ms']:.2f} ms a batch of {row['batch_size']} ({stages}), "
+            f"{row['images_per_s']:.1f} pictures/s, {row['threads']} threads, spread {100 * row['spread']:.0f} %")
 
 
 def _measure(args) -> int:
@@ -48,13 +47,13 @@ def _measure(args) -> int:
     for threads in args.threads:
         row = device.measure(bundle, engine=args.engine, threads=threads, files=files, pictures=args.pictures,
                              warmup=args.warmup, repeats=args.repeats)
-        parity, before, after = row["parity"], row["before"], row["after"]
+        parity = row["parity"]
         print(f"{parity['pictures']} expected scores: largest difference {parity['difference']:.1e} of the largest, "
               f"limit {parity['limit']:.0e}")
-        print_times(row["category"], row)
-        print(f"  first call {row['first_call_ms']:.1f} ms, loading {row['load_ms']:.0f} ms, peak memory "
-              f"{row['peak_memory_gb']:.2f} GB, governor {after['governor']}, {before['temperature_c']} to "
-              f"{after['temperature_c']} degrees C, throttled {before['throttled']} to {after['throttled']}")
+        print(times(row["category"], row))
+        known = [f"{name} {row['before'][name]} to {then}" for name, then in row["after"].items() if then is not None]
+        print(", ".join([f"  first call {row['first_call_ms']:.1f} ms, loading {row['load_ms']:.0f} ms, peak memory "
+                         f"{row['peak_memory_gb']:.2f} GB", *known]))
         for line in device.complaints(row):
             print(f"thesis: warning: {line}", file=sys.stderr)
         rows.append(row)
@@ -63,7 +62,7 @@ def _measure(args) -> int:
             print(f"  {results.path(row)}")
     if args.out:
         results.write_atomically(args.out, "".join(map(results.line, rows)))
-        print(f"{args.out}: {len(rows)} rows; outputs/results of the desktop is where they belong")
+        print(f"{args.out}: rows {len(rows)}; belongs into outputs/results of the desktop")
     return 0
 
 
