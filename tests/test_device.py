@@ -108,7 +108,7 @@ def test_threshold_is_the_quantile_of_pictures_that_the_bank_did_not_see(origina
 @pytest.mark.parametrize("other", [
     {"layers": (1, 2), "embedding": "avgmax_k3_s1_p1", "join": "interpolate", "scaling": "normalise_weight",
      "tap": "preactivation", "activation": "softmin", "distance": "l2_squared"},
-    {"embedding": "original_d144", "layers": (1, 2)}, {"embedding": "adaptive_4"}])
+    {"embedding": "adaptive_4"}])
 def test_every_part_of_an_embedding_goes_into_the_graph(category, tmp_path, other):
     """`export` refuses a bundle whose scores are not the library's; here by a closer limit."""
     export.export(replace(DETECTOR, **other), category, SMALL, tmp_path / "out")
@@ -284,9 +284,7 @@ def test_map_is_grey_with_the_threshold_in_the_middle(original, category, capsys
     threshold = bundle.Bundle.open(original).threshold("float")
     expected = DETECTOR.fit(data.Pictures(category.train, SMALL)).predict(SMALL.image(file)[None]).full_map(64, 0)[0]
     assert (grey.dtype, grey.shape) == (np.uint8, (64, 64))
-    clear = expected.numpy() * 128 / threshold < 250        # where nothing is cut off before it is interpolated
-    assert clear.mean() > 0.3
-    assert np.abs(grey - expected.numpy() * 128 / threshold)[clear & (grey < 250)].mean() < 1.5
+    assert np.abs(grey - np.clip(expected.numpy() * 128 / threshold, 0, 255)).max() < 1
     assert grey[18:36, 24:40].min() > 128 and np.median(grey) < 128
 
 
@@ -357,8 +355,8 @@ def test_a_broken_picture_to_time_is_named(original, capsys, tmp_path):
 @pytest.mark.parametrize(("detector", "options", "told"), [
     (SPADE(weights="random", layers=(1,)), {}, "spade: has no bundle yet"),
     (replace(DETECTOR, score="reweighted"), {}, "score=reweighted: a device knows max only"),
-    (replace(DETECTOR, embedding="adaptive_7"), {}, "embedding=adaptive_7: its windows are uneven.* divides 16"),
-    (replace(DETECTOR, embedding="original_d1024"), {}, "embedding=original_d1024: .* divides 576"),
+    (replace(DETECTOR, embedding="adaptive_7"), {}, "embedding=adaptive_7: has windows that ONNX lacks.* divides 16"),
+    (replace(DETECTOR, embedding="original_d64"), {}, "embedding=original_d64: has windows that ONNX lacks"),
     (DETECTOR, {"quantile": 0.0}, "quantile=0.0")])
 def test_export_refuses_and_leaves_nothing(category, tmp_path, detector, options, told):
     with pytest.raises(ValueError, match=told):

@@ -98,11 +98,11 @@ class Bundle:
         return {"extraction": extract, "embedding": embed, "search": search, "score": score}
 
     def difference(self, engine: str, threads: int) -> float:
-        """Largest difference between the scores here and those expected, as a share of the largest expected one."""
+        """Largest difference between the scores here and those expected, as a share of the threshold."""
         expected = np.array(self.facts["engines"][engine]["scores"])
         stages = self.stages(engine, threads)
         found = np.array([run(stages, self.image(file)).score for file in self.pictures])
-        return float(np.abs(found - expected).max() / expected.max())
+        return float(np.abs(found - expected).max() / self.threshold(engine))
 
 
 def run(stages: Mapping[str, Callable], image: np.ndarray) -> Found:
@@ -121,7 +121,7 @@ def sums(folder: Path) -> str:
 def _verify(folder: Path) -> set[str]:
     """Names of the files that are as they were written; BundleError at the first that is not."""
     try:
-        lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
+        *lines, _ = (folder / SUMS).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise BundleError(f"{folder / SUMS}: missing or damaged ({error}); copy the bundle again") from error
     names = set()

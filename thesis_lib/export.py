@@ -1,7 +1,6 @@
 """Fit on the desktop and write what a device needs into one folder; `bundle` says what is in it."""
 
 import json
-import re
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -45,7 +44,7 @@ def export(detector: Detector, category: Category, preprocess: Preprocess, folde
         names = _copies(category, preprocess, work)
         images = [preprocess.image(work / name)[None] for name in names]
         network = replace(detector, engine="eager").network(detector.levels, ())
-        _check_windows(detector.embedding, network(images[0]))
+        _check_embedding(detector.embedding, network(images[0]))
         model = engines.export(network)
         facts = {"format": bundle.FORMAT, "library": stamp.stamp()["library"],
                  "preprocess": asdict(preprocess) | {"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
@@ -94,16 +93,13 @@ def _check(detector: Detector, category: Category, folder: Path, quantile: float
                           f"{HELD_OUT} is held out for the threshold")
 
 
-def _check_windows(name: str, maps: dict[int, torch.Tensor]) -> None:
-    """An adaptive pooling is a plain one where all its windows are equal, and only then does it convert to ONNX."""
-    match = re.fullmatch("(adaptive_|original_d)([0-9]+)", name)
-    if not match:
-        return
-    pooled = [9 * x.shape[1] for x in maps.values()] if match[1] == "original_d" else [
-        side for x in maps.values() for side in x.shape[-2:]]
-    if any(number % int(match[2]) for number in pooled):
-        raise ExportError(f"embedding={name}: its windows are uneven here, which ONNX does not have; needs a number "
-                          f"that divides {', '.join(map(str, dict.fromkeys(pooled)))}, or avg_, max_, avgmax_")
+def _check_embedding(name: str, maps: dict[int, torch.Tensor]) -> None:
+    """An adaptive pooling converts to ONNX only where all its windows are equal, that of original_d never."""
+    sides = list(dict.fromkeys(side for x in maps.values() for side in x.shape[-2:]))
+    uneven = name.startswith("adaptive_") and any(side % int(name.removeprefix("adaptive_")) for side in sides)
+    if uneven or name.startswith("original_"):
+        raise ExportError(f"embedding={name}: has windows that ONNX lacks; needs avg_, max_, avgmax_, identity, or "
+                          f"adaptive_n with an n that divides {', '.join(map(str, sides))}")
 
 
 def _copies(category: Category, preprocess: Preprocess, work: Path) -> list[str]:
