@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from thesis_lib.data import IMAGENET_MEAN, IMAGENET_STD
 from thesis_lib.formulas import FAMILIES, NUMBERS
+from thesis_lib.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from thesis_lib.procedural import SCENE, Camera, masks, photograph, render
 
 MARGIN = 8          # pixels that a scene is larger than its views, on each side

@@ -309,6 +309,13 @@ def test_doctor_is_well(thesis, monkeypatch):
     assert any(torch.__version__ in line for line in out)
 
 
+def test_doctor_of_a_device_looks_at_what_a_bundle_needs(thesis, monkeypatch):
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
+    code, out, _ = thesis("doctor")
+    assert code == 0
+    assert [line.partition(":")[0] for line in out[:3]] == ["ok    numpy", "ok    onnxruntime", "none  torch"]
+
+
 @pytest.mark.slow
 def test_doctor_checks_of_this_machine(thesis):
     code, out, _ = thesis("doctor")
@@ -317,7 +324,9 @@ def test_doctor_checks_of_this_machine(thesis):
 
 
 @pytest.mark.parametrize(("code", "reason"), [
-    (f"import os; os.kill(os.getpid(), {int(signal.SIGILL)})", "killed by SIGILL: .*Raspberry Pi 4"),
+    (f"torch = 'torch'; import os; os.kill(os.getpid(), {int(signal.SIGILL)})",
+     "killed by SIGILL: .*instructions that the processor lacks; on a Raspberry Pi 4 .* bundle of `thesis export`"),
+    (f"import os; os.kill(os.getpid(), {int(signal.SIGILL)})", "killed by SIGILL: .* that the processor lacks$"),
     (f"import os; os.kill(os.getpid(), {int(signal.SIGKILL)})", "killed by SIGKILL$"),
     ("import no_such_module_at_all", "ModuleNotFoundError.*no_such_module"), ("exit(3)", "no message")])
 def test_doctor_reports_a_child_that_dies(thesis, monkeypatch, code, reason):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from thesis_lib import data, paths, synthetic
+from thesis_lib import data, paths, preprocess, synthetic
 
 GREY = data.Preprocess(image_size=64)
 
@@ -254,7 +254,7 @@ def test_broken_picture_is_named(tmp_path, harm):
 
 # ---- geometry
 
-@pytest.mark.parametrize("interpolation", data.INTERPOLATIONS)
+@pytest.mark.parametrize("interpolation", preprocess.INTERPOLATIONS)
 @pytest.mark.parametrize(("size", "crop", "resize", "scaled"), [
     (48, None, "square", (48, 48)), (48, 32, "square", (48, 48)), (48, 33, "square", (48, 48)),
     (48, 32, "short_side", (64, 48)), (100, 64, "short_side", (133, 100))])

@@ -1,7 +1,6 @@
 """The files around the library agree with each other and with README."""
 
 import ast
-import itertools
 import re
 import subprocess
 import sys
@@ -30,17 +29,30 @@ def pyproject():
     return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
+def wanted(pyproject, *extras):
+    """Requirements of the project with these extras, those on its own extras left out."""
+    lines = pyproject["dependencies"] + [line for extra in extras for line in pyproject["optional-dependencies"][extra]]
+    return [one for one in map(Requirement, lines) if one.name != pyproject["name"]]
+
+
 def test_constraints_satisfy_the_project(pyproject):
-    wanted = [*pyproject["dependencies"], *itertools.chain(*pyproject["optional-dependencies"].values())]
-    for one in map(Requirement, wanted):
+    for one in wanted(pyproject, *pyproject["optional-dependencies"]):
         (version,) = pins()[one.name.lower()].specifier
         assert version.operator == "==" and version.version in one.specifier, one
 
 
 def test_torch_and_torchvision_have_upper_bounds(pyproject):
-    for one in map(Requirement, pyproject["dependencies"]):
-        if one.name in ("torch", "torchvision"):
-            assert any(bound.operator == "<" for bound in one.specifier)
+    bounded = [one for one in wanted(pyproject, "full") if one.name in ("torch", "torchvision")]
+    assert len(bounded) == 2
+    assert all(any(bound.operator == "<" for bound in one.specifier) for one in bounded)
+
+
+def test_a_device_gets_five_packages_and_the_others_get_all(pyproject):
+    assert {one.name for one in wanted(pyproject, "device")} == {
+        "numpy", "pillow", "psutil", "onnxruntime", "threadpoolctl"}
+    extras = pyproject["optional-dependencies"]
+    assert "thesis-lib[device]" in extras["full"] and "thesis-lib[full]" in extras["dev"]
+    assert '-e ".[dev]"' in (ROOT / "Makefile").read_text()
 
 
 def test_environment_has_the_pins_and_says_what_needs_each(pyproject):
@@ -48,7 +60,7 @@ def test_environment_has_the_pins_and_says_what_needs_each(pyproject):
     environment = yaml.safe_load(text)
     (listed,) = (entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
     names = {Requirement(line).name.lower() for line in listed if not line.startswith("-")}
-    assert names >= {Requirement(line).name.lower() for line in pyproject["dependencies"]}
+    assert names >= {one.name.lower() for one in wanted(pyproject, "device", "full", "dev")}
     if sys.version_info[:2] == (3, 11):
         for line in listed[:-1]:
             assert Requirement(line).specifier == pins()[Requirement(line).name.lower()].specifier, line
@@ -64,11 +76,14 @@ def test_make_prints_its_targets():
 
 
 def test_readme_shell_commands_exist():
-    """Every `thesis ...` and `make ...` of README is one that the command line takes."""
+    """Every `thesis ...` and `make ...` of README and docs is one that the command line takes."""
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
     assert set(re.findall(r"make ([a-z]+)", README)) <= targets
     from thesis_lib.cli import parser
-    for line in re.findall(r"^thesis ([^#\n`]+)", README, re.M) + re.findall(r"`thesis ([^`]+)`", README):
+    lines = re.findall(r"`thesis ([^`]+)`", README)
+    for text in (README, *(file.read_text(encoding="utf-8") for file in (ROOT / "docs").glob("*.md"))):
+        lines += re.findall(r"^thesis ([^#\n`]+)", text, re.M)
+    for line in lines:
         parser().parse_args(line.split())
 
 

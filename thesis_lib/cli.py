@@ -1,4 +1,4 @@
-"""The command `thesis`: run the notebooks, evaluate or time one method, look after data and machine."""
+"""The command `thesis`: run the notebooks, evaluate, time or export one method, look after data and machine."""
 
 import argparse
 import dataclasses
@@ -10,16 +10,26 @@ import typing
 from collections.abc import Callable
 from pathlib import Path
 
+from thesis_lib import device_cli
+from thesis_lib.preprocess import Preprocess
+
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 0 when all went well, 1 when something failed on the way, 2 for wrong input, 130 after Ctrl-C."""
-    args = parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("thesis_lib").setLevel(logging.INFO)
     try:
+        args = parser(arguments[0] if arguments else "").parse_args(arguments)
         return args.do(args)
+    except ModuleNotFoundError as error:
+        if error.name.partition(".")[0] == "thesis_lib":
+            raise
+        print(f"thesis: error: needs the package {error.name}, which the small installation for a device leaves out: "
+              "pip install 'thesis-lib[full]'", file=sys.stderr)
+        return EXIT_USAGE
     except (ValueError, FileNotFoundError) as error:        # DataError, WeightsError, BatchError are ValueErrors
         print(f"thesis: error: {error}", file=sys.stderr)
         return EXIT_USAGE
@@ -28,7 +38,10 @@ def main(arguments: list[str] | None = None) -> int:
         return EXIT_INTERRUPTED
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(command: str | None = None) -> argparse.ArgumentParser:
+    """Of the whole command line; with a command, the methods are left out where it is another one that has them: to
+    list their options torch is imported, which a device does not have.
+    """
     top = argparse.ArgumentParser(prog="thesis", description=__doc__)
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
@@ -56,14 +69,18 @@ def parser() -> argparse.ArgumentParser:
     docs.set_defaults(do=_docs)
 
     for name, do, what in (("evaluate", _evaluate, "image AUROC of a method on a data set"),
-                           ("time", _time, "stage times of a method by the thesis' protocol")):
-        command = commands.add_parser(name, help=what, description=what)
-        methods = command.add_subparsers(required=True, metavar="METHOD", title="methods")
+                           ("time", _time, "stage times of a method by the thesis' protocol"),
+                           ("export", _export, "write a fitted method into a folder for a device without torch")):
+        one = commands.add_parser(name, help=what, description=what)
+        if command not in (None, name):
+            continue
+        methods = one.add_subparsers(required=True, metavar="METHOD", title="methods")
         for method, options in _methods().items():
             sub = methods.add_parser(method, help=options["about"], description=options["about"],
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-            _measuring_options(sub, options["fields"], timing=name == "time")
+            _measuring_options(sub, options["fields"], name)
             sub.set_defaults(do=do, method=method)
+    device_cli.add(commands)
 
     data = commands.add_parser("data", help="list, verify or generate pictures", description="Look after data sets.")
     data.add_argument("action", choices=("list", "verify", "demo"),
@@ -86,8 +103,9 @@ def _methods() -> dict:
             for name, method in METHODS.items()}
 
 
-def _measuring_options(parser: argparse.ArgumentParser, fields, timing: bool) -> None:
-    from thesis_lib.data import Preprocess
+def _measuring_options(parser: argparse.ArgumentParser, fields, command: str) -> None:
+    if command == "export":         # a bundle has two engines and a search of its own
+        fields = [field for field in fields if field.name not in ("engine", "search", "search_threads")]
     parser.add_argument("--data", required=True, help="folder of categories in MVTec AD layout, or demo")
     parser.add_argument("--category", required=True, action="append",
                         help="folder below it, may be repeated; all takes every one")
@@ -97,12 +115,19 @@ def _measuring_options(parser: argparse.ArgumentParser, fields, timing: bool) ->
         parser.add_argument(f"--{field.name.replace('_', '-')}", default=default,
                             help=field.metadata["help"].replace("%", "%%"), **kind)
     parser.add_argument("--threads", type=int, help="threads of torch (default: its own choice)")
-    parser.add_argument("--batch-size", type=int, default=1 if timing else 8, help="pictures per batch")
+    parser.add_argument("--batch-size", type=int, default=1 if command == "time" else 8, help="pictures per batch")
     parser.add_argument("--train-pictures", type=int, default=0, help="use only so many, evenly spaced; 0 is all")
-    parser.add_argument("--pictures", type=int, default=5 if timing else 0,
-                        help="pictures to time" + ("" if timing else "; 0 times none"))
-    if timing:
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    if command != "evaluate":
         parser.add_argument("--seed", type=int, default=0, help="seed of what is random in fit")
+    if command == "export":
+        parser.add_argument("--out", required=True, help="folder to write, must not be there yet")
+        parser.add_argument("--quantile", type=float, default=0.95, help="of the scores of held out training pictures: "
+                            "the threshold")
+        return
+    parser.add_argument("--pictures", type=int, default=5 if command == "time" else 0,
+                        help="pictures to time" + ("" if command == "time" else "; 0 times none"))
+    if command == "time":
         parser.add_argument("--warmup", type=int, default=3, help="untimed passes per picture")
         parser.add_argument("--repeats", type=int, default=5, help="timed passes per picture")
     else:
@@ -110,7 +135,6 @@ def _measuring_options(parser: argparse.ArgumentParser, fields, timing: bool) ->
                             "features; where nothing is random one is measured whatever is asked")
         parser.add_argument("--test-pictures", type=int, default=0, help="use only so many, evenly spaced; 0 is all")
     parser.add_argument("--force", action="store_true", help="measure again although a stored row is there")
-    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
 
 
 def converter(annotation) -> Callable[[str], object]:
@@ -262,10 +286,27 @@ def _time(args) -> int:
 
 
 def _print_times(name: str, row: dict) -> None:
-    stages = ", ".join(f"{stage} {ms:.2f}" for stage, ms in row["stage_ms"].items())
-    print(f"{name}: {row['total_ms']:.2f} ms a batch of {row['batch_size']} ({stages}), "
-          f"{row['images_per_s']:.1f} pictures/s, {row['threads']} threads, spread {100 * row['spread']:.0f} %"
-          + (" -- noisy, over 10 %: close other programs and use --force" if row["noisy"] else ""))
+    noisy = " -- noisy, over 10 %: close other programs and use --force" if row["noisy"] else ""
+    print(device_cli.times(name, row) + noisy)
+
+
+def _export(args) -> int:
+    from thesis_lib import export
+
+    if len(args.category) > 1 or args.category == ["all"]:
+        raise ValueError(f"--category {' '.join(args.category)}: a bundle is of one category")
+
+    def write(detector, category, preprocess) -> dict:
+        facts = export.export(detector.reseeded(args.seed), category, preprocess, args.out, batch_size=args.batch_size,
+                              quantile=args.quantile)
+        print(f"{args.out}: {args.method} fitted on {len(category.train)} pictures of {category.name}, "
+              f"{len(facts['pictures'])} pictures with expected scores")
+        for name, engine in facts["engines"].items():
+            print(f"  {name}: threshold {engine['threshold']:.4f}, expected scores {min(engine['scores']):.4f} to "
+                  f"{max(engine['scores']):.4f}")
+        return {"out": args.out, "thresholds": {name: one["threshold"] for name, one in facts["engines"].items()}}
+
+    return _measured(args, write)
 
 
 def _data(args) -> int:

@@ -6,26 +6,18 @@ Masks are optional.  Letters: B pictures, H, W side in pixels after `Preprocess`
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image, ImageOps
 
 from thesis_lib import paths
+from thesis_lib.preprocess import IMAGENET_MEAN, IMAGENET_STD, SUFFIXES, DataError, Preprocess, read_rgb
 
 log = logging.getLogger("thesis_lib")
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
-INTERPOLATIONS = {name: Image.Resampling[name.upper()] for name in ("nearest", "bilinear", "bicubic", "lanczos")}
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-class DataError(ValueError):
-    """A folder or picture is not what it should be; the message names it and says what would be right."""
 
 
 @dataclass(frozen=True)
@@ -89,65 +81,6 @@ class Category:
         return digest.hexdigest()[:16]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Preprocess:
-    """From a file to a normalised tensor; part of a result's identity.
-
-    The thesis' text says 256 x 256, its code resized to 256 (Lanczos) and cropped the centre 224: both can be set.
-    The official PatchCore code is resize="short_side", bilinear, crop 224.
-    """
-
-    image_size: int = field(default=256, metadata={"help": "side in pixels after the resize"})
-    crop: int | None = field(default=None, metadata={"help": "side in pixels of the centre crop after it, or none"})
-    resize: str = field(default="square", metadata={"help": "square, or short_side (keeps the aspect, needs a crop)"})
-    interpolation: str = field(default="bilinear", metadata={"help": "of the resize: " + ", ".join(INTERPOLATIONS)})
-
-    def __post_init__(self):
-        if self.image_size < 32:
-            raise ValueError(f"image_size={self.image_size}: needs at least 32 pixels")
-        if self.crop is not None and not 32 <= self.crop <= self.image_size:
-            raise ValueError(f"crop={self.crop}: needs 32 to image_size={self.image_size} pixels, or none")
-        if self.resize not in ("square", "short_side"):
-            raise ValueError(f"resize={self.resize!r}: needs square or short_side")
-        if self.resize == "short_side" and self.crop is None:
-            raise ValueError("resize=short_side needs a crop: pictures of other aspect would not form a batch")
-        if self.interpolation not in INTERPOLATIONS:
-            raise ValueError(f"interpolation={self.interpolation!r}: needs one of {', '.join(INTERPOLATIONS)}")
-
-    @property
-    def side(self) -> int:
-        """Side of what the network sees, in pixels."""
-        return self.crop or self.image_size
-
-    def geometry(self, image: Image.Image, interpolation: str) -> Image.Image:
-        size = (self.image_size, self.image_size)
-        if self.resize == "short_side":
-            scale = self.image_size / min(image.size)
-            size = tuple(max(self.image_size, round(side * scale)) for side in image.size)
-        image = image.resize(size, INTERPOLATIONS[interpolation])
-        left, top = (image.width - self.side) // 2, (image.height - self.side) // 2
-        return image.crop((left, top, left + self.side, top + self.side))
-
-    def image(self, path: Path) -> torch.Tensor:
-        """(3, H, W) float32, ImageNet-normalised."""
-        pixels = np.array(self.geometry(read_rgb(path), self.interpolation), dtype=np.float32) / 255
-        normalised = (pixels - np.float32(IMAGENET_MEAN)) / np.float32(IMAGENET_STD)
-        return torch.from_numpy(np.ascontiguousarray(normalised.transpose(2, 0, 1)))
-
-    def mask(self, sample: Sample) -> np.ndarray:
-        """(H, W) bool: every value above 0 is defect (MVTec LOCO uses values below 255); good pictures all False."""
-        if sample.mask is None:
-            return np.zeros((self.side, self.side), dtype=bool)
-        picture, mask = _open(sample.path), _open(sample.mask)
-        if picture.size != mask.size:
-            raise DataError(f"{sample.mask}: mask is {mask.width}x{mask.height}, its picture {sample.path.name} "
-                            f"{picture.width}x{picture.height} pixels; both must be the same")
-        values = np.array(mask if len(mask.getbands()) == 1 and mask.mode != "P" else mask.convert("RGB"))
-        defect = values > 0 if values.ndim == 2 else (values > 0).any(axis=2)
-        binary = Image.fromarray(defect.astype(np.uint8))
-        return np.array(self.geometry(binary, "nearest"), dtype=bool)
-
-
 class Pictures:
     """Batches (B, 3, H, W) of the samples, read when iterated; knows what it reads, so that `fit` can refuse."""
 
@@ -180,20 +113,6 @@ def denormalise(images: torch.Tensor) -> torch.Tensor:
     """Back to 0 to 1."""
     mean, std = (images.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
     return images * std + mean
-
-
-def read_rgb(path: Path) -> Image.Image:
-    """8-bit RGB from grey, palette, RGBA (alpha dropped) or 16-bit grey (full range, 65535 -> 255)."""
-    image = _open(path)
-    if image.mode.startswith("I"):
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > 65535:
-            raise DataError(f"{path}: integer values {values.min()} to {values.max()}, needs 0 to 65535; "
-                            "convert it to 8 or 16 bit")
-        image = Image.fromarray((values.astype(np.uint32) / 257).round().astype(np.uint8))
-    elif image.mode == "F":
-        raise DataError(f"{path}: floating-point picture of unknown range; convert it to 8 or 16 bit")
-    return image.convert("RGB")
 
 
 def resolve(root: str | Path) -> Path:
@@ -287,14 +206,6 @@ def _pictures(folder: Path) -> list[Path]:
         return []
     return sorted(file for file in folder.iterdir()
                   if file.suffix.lower() in SUFFIXES and not file.name.startswith("."))
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image)
-    except (OSError, SyntaxError, ValueError) as error:      # Pillow reports a broken PNG as SyntaxError
-        raise DataError(f"{path}: not a readable picture ({error}); replace or remove it") from error
 
 
 def _bytes(path: Path) -> bytes:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from thesis_lib import backbones, quantize
+from thesis_lib import backbones, quantize, runtime
 from thesis_lib.data import DataError, Pictures, evenly
 
 ENGINES = ("eager", "fast", "int8")
@@ -56,14 +56,10 @@ class Exported:
 
     def _open(self) -> None:
         """A session keeps the threads it was made with, so another number needs another session."""
-        runtime, self._threads = _package("onnxruntime"), torch.get_num_threads()
-        options = runtime.SessionOptions()
-        options.intra_op_num_threads = self._threads
-        options.log_severity_level = 3                      # errors only
-        # Its threads wait busily for the next layer; after the last one they would take the cores from the search.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
+        _package("onnxruntime")
+        self._threads = torch.get_num_threads()
         with _told(f"the network of {self.name}"):
-            self._session = runtime.InferenceSession(self.model, options, providers=["CPUExecutionProvider"])
+            self._session = runtime.session(self.model, self._threads)
 
 
 def check(engine: str, calibration: int) -> None:
@@ -94,20 +90,26 @@ def build(name: str, layers: Sequence[int], weights: str = "imagenet", engine: s
 
 
 def export(backbone: backbones.Backbone) -> bytes:
-    """The network as an ONNX model: input images (B, 3, H, W), one output per level, B, H and W free.
+    """The network as an ONNX model: input images (B, 3, H, W), one output per level, B, H and W free."""
+    sides = {0: "B", 2: "H", 3: "W"}
+    outputs = {f"level{level}": {axis: f"{side}{level}" for axis, side in sides.items()} for level in backbone.layers}
+    return convert(backbones.Maps(backbone), (torch.zeros(1, 3, 64, 64),), f"the network of {backbone.name}",
+                   inputs=["images"], outputs=list(outputs), free={"images": sides, **outputs})
+
+
+def convert(module: torch.nn.Module, example: tuple[torch.Tensor, ...], what: str, *, inputs: Sequence[str],
+            outputs: Sequence[str], free: dict[str, dict[int, str]] | None = None) -> bytes:
+    """module as an ONNX model; free: named axes, by input or output, that are not those of the example.
 
     By torch's first exporter: the newer one needs two more packages and gives the same operators here.
     """
     _package("onnx")
-    sides = {0: "B", 2: "H", 3: "W"}
-    outputs = {f"level{level}": {axis: f"{side}{level}" for axis, side in sides.items()} for level in backbone.layers}
     file = io.BytesIO()
-    with _told(f"the network of {backbone.name}"), warnings.catch_warnings():
+    with _told(what), warnings.catch_warnings():
         for message in DEPRECATIONS:
             warnings.filterwarnings("ignore", message, DeprecationWarning)
-        torch.onnx.export(backbones.Maps(backbone), (torch.zeros(1, 3, 64, 64),), file, input_names=["images"],
-                          output_names=list(outputs), dynamic_axes={"images": sides, **outputs},
-                          opset_version=OPSET, dynamo=False)
+        torch.onnx.export(module, example, file, input_names=list(inputs), output_names=list(outputs),
+                          dynamic_axes=free, opset_version=OPSET, dynamo=False)
     return file.getvalue()
 
 

@@ -11,7 +11,8 @@ from matplotlib.transforms import ScaledTranslation
 from PIL import Image
 from sklearn.metrics import roc_curve
 
-from thesis_lib.data import IMAGENET_MEAN, IMAGENET_STD, Preprocess, Sample
+from thesis_lib.data import Sample
+from thesis_lib.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from thesis_lib.quantize import Affine
 from thesis_lib.tables import NEEDED
 

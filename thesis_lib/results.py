@@ -5,11 +5,13 @@ import json
 import os
 from datetime import datetime, timezone
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from thesis_lib import paths
 from thesis_lib.stamp import library_hash, stamp
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def identity(kind: str, subject: dict) -> str:
@@ -26,27 +28,45 @@ def find(kind: str, subject: dict) -> dict | None:
 
 def save(kind: str, subject: dict, values: dict) -> dict:
     """Write the row atomically with its stamp and return it: subject and values side by side, no nesting added."""
-    row_id = identity(kind, subject)
-    row = {"kind": kind, "id": row_id, **subject, **values,
-           "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"), "stamp": stamp()}
-    text = json.dumps(row, default=list)
-    write_atomically(paths.results() / f"{_slug(kind, subject)}-{row_id}.json", text + "\n")
-    return _noted(json.loads(text))     # exactly what `find` will give back
+    made = row(kind, subject, values, stamp())
+    write_atomically(path(made), line(made))
+    return _noted(made)         # exactly what `find` will give back
 
 
-def load_all() -> pd.DataFrame:
+def row(kind: str, subject: dict, values: dict, measured_with: dict) -> dict:
+    """A finished row with its stamp, in JSON's types."""
+    made = {"kind": kind, "id": identity(kind, subject), **subject, **values,
+            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"), "stamp": measured_with}
+    return json.loads(json.dumps(made, default=list))
+
+
+def path(row: dict) -> Path:
+    """Where a row measured on this machine lies."""
+    return paths.results() / f"{_slug(row['kind'], row)}-{row['id']}.json"
+
+
+def line(row: dict) -> str:
+    """A row as a file holds it, one below the other."""
+    return json.dumps(row) + "\n"
+
+
+def load_all() -> "pd.DataFrame":
     """All rows measured here and those published with the project, one line each, nested facts as `parameters.layers`;
-    `origin` is own or published; of those, a .jsonl file has many. Raises ValueError naming a file that is no row.
+    `origin` is own or published. Raises ValueError naming a file that is no row.
     """
+    import pandas as pd
+
     published = paths.published()
-    own = [file for file in sorted(paths.results().rglob("*.json")) if published not in file.parents]
-    given = [row for file in sorted(published.glob("*.json*")) for row in _rows(file)]
-    return pd.json_normalize([_read(file) | {"origin": "own"} for file in own]
-                             + [row | {"origin": "published"} for row in given])
+    files = [file for file in sorted(paths.results().rglob("*.json*")) if published not in file.parents]
+    files += sorted(published.glob("*.json*"))
+    return pd.json_normalize([row | {"origin": "published" if published in file.parents else "own"} for file in files
+                              if file.suffix in (".json", ".jsonl") for row in _rows(file)])
 
 
-def devices() -> pd.DataFrame:
+def devices() -> "pd.DataFrame":
     """Rows of `thesis measure` under outputs/results/devices, one line each; empty where there is none."""
+    import pandas as pd
+
     return pd.json_normalize([row for file in sorted(paths.devices().glob("*.json*")) for row in _rows(file)])
 
 
@@ -75,10 +95,11 @@ def _read(file: Path) -> dict:
 
 
 def _rows(file: Path) -> list[dict]:
-    """The row of a .json file, or those of a .jsonl file, one a line."""
+    """One a line."""
     try:
-        text = file.read_text(encoding="utf-8")
-        rows = [json.loads(part) for part in (text.splitlines() if file.suffix == ".jsonl" else [text])]
+        rows = [json.loads(part) for part in file.read_text(encoding="utf-8").splitlines()]
+        if not rows:
+            raise ValueError("empty")
         for row in rows:
             row["kind"], row["stamp"]
     except (ValueError, KeyError, TypeError) as error:      # ValueError: no JSON, no UTF-8

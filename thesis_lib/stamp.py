@@ -5,6 +5,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Mapping
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -32,8 +33,11 @@ def library_hash() -> str:
     return digest.hexdigest()[:12]
 
 
-def stamp() -> dict:
-    """One flat dict for a result row and for the head of a notebook; a value that this machine lacks is None."""
+def stamp(threads: Mapping[str, int] | None = None) -> dict:
+    """One flat dict for a result row and for the head of a notebook; a value that this machine lacks is None.
+
+    threads: by library, of what measured; None asks torch and faiss.
+    """
     import psutil
 
     return {
@@ -46,16 +50,20 @@ def stamp() -> dict:
         "cores": psutil.cpu_count(logical=False),
         "cpus_usable": _usable_cpus(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
-        "threads": _threads(),
-        "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
-        "temperature_c": _temperature(),
-        "throttled": _throttled(),
+        "threads": _threads() if threads is None else dict(threads),
+        **condition(),
     }
 
 
-def show() -> None:
+def condition() -> dict:
+    """What changes while a machine works, and how fast it is then."""
+    return {"governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+            "temperature_c": _temperature(), "throttled": _throttled()}
+
+
+def show(threads: Mapping[str, int] | None = None) -> None:
     """Print the stamp, one line per fact, the unknown ones left out."""
-    facts = stamp()
+    facts = stamp(threads)
     facts["versions"] = ", ".join(f"{name} {version}" for name, version in facts["versions"].items() if version)
     for key, value in facts.items():
         if value is not None:

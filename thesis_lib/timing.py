@@ -5,12 +5,14 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from thesis_lib.methods.base import Detector
+if TYPE_CHECKING:       # a device has no torch
+    import torch
+
+    from thesis_lib.methods.base import Detector
 
 SPREAD_LIMIT = 0.10     # interquartile range over median above which a measurement is flagged
 
@@ -23,7 +25,7 @@ class Timing:
     seconds: np.ndarray
     first_call_s: float         # the very first pass, before any warm-up
     batch_size: int
-    threads: int                # of torch while it ran
+    threads: int                # of the network while it ran
 
     @property
     def stage_ms(self) -> dict[str, float]:
@@ -52,31 +54,40 @@ class Timing:
                 "peak_memory_gb": peak_memory_gb(), "raw_s": np.round(self.seconds, 7).tolist()}
 
 
-def measure(detector: Detector, images: Iterable[torch.Tensor], *, warmup: int = 3, repeats: int = 5,
+def measure(detector: "Detector", images: Iterable["torch.Tensor"], *, warmup: int = 3, repeats: int = 5,
             threads: int | None = None) -> Timing:
-    """Walk the stages over images, each a batch (b, 3, H, W), usually b = 1. Reading and resizing is not timed.
+    """`protocol` over the stages of a detector; images are batches (b, 3, H, W).
 
     threads sets torch's number while measuring and restores it; None leaves it.
     """
-    if warmup < 0 or repeats < 1:
-        raise ValueError(f"warmup={warmup}, repeats={repeats}: needs warmup >= 0 and repeats >= 1")
-    stages = detector.stages
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
-        seconds, first = [], None
-        for batch in images:
-            if first is None:
-                first, size = float(sum(_walk(stages.values(), batch))), len(batch)
-            for _ in range(warmup):
-                _walk(stages.values(), batch)
-            seconds.append([_walk(stages.values(), batch) for _ in range(repeats)])
-        used = torch.get_num_threads()
+        return protocol(detector.stages, images, warmup=warmup, repeats=repeats, threads=torch.get_num_threads())
     finally:
         torch.set_num_threads(before)
+
+
+def protocol(stages: Mapping[str, Callable], images: Iterable, *, warmup: int = 3, repeats: int = 5,
+             threads: int) -> Timing:
+    """Walk the stages over images, each a batch, usually of one. Reading and resizing is not timed.
+
+    threads is what the caller has set; it is only noted.
+    """
+    if warmup < 0 or repeats < 1:
+        raise ValueError(f"warmup={warmup}, repeats={repeats}: needs warmup >= 0 and repeats >= 1")
+    seconds, first = [], None
+    for batch in images:
+        if first is None:
+            first, size = float(sum(_walk(stages.values(), batch))), len(batch)
+        for _ in range(warmup):
+            _walk(stages.values(), batch)
+        seconds.append([_walk(stages.values(), batch) for _ in range(repeats)])
     if first is None:
         raise ValueError("no image to measure")
-    return Timing(tuple(stages), np.array(seconds), first, size, used)
+    return Timing(tuple(stages), np.array(seconds), first, size, threads)
 
 
 def interleaved(calls: Mapping[str, Callable], x: Any, *, rounds: int = 20, warmup: int = 1,

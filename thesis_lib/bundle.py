@@ -1,0 +1,139 @@
+"""The folder that `thesis export` writes and a device reads, without torch and FAISS:
+
+    bundle.json         format, preprocessing, score rule, expected scores; per engine threshold and configuration
+    float/, int8/       network.onnx (picture -> feature maps), embedding.onnx (-> patches), bank.npy (M, D)
+    pictures/           small copies of ten pictures, the ones with expected scores
+    SHA256SUMS          of every other file; `sha256sum -c SHA256SUMS` checks them, too
+
+Letters: H, W sides of a picture, P = h*w patches, D embedding, M bank rows.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from thesis_lib import runtime
+from thesis_lib.nearest import nearest
+from thesis_lib.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+
+FORMAT = 1
+ENGINES = {"float": "fast", "int8": "int8"}         # of a bundle -> as the library calls it
+PARTS = ("network.onnx", "embedding.onnx", "bank.npy")
+SCORES = ("max",)                                   # rules a device knows
+FACTS, SUMS = "bundle.json", "SHA256SUMS"
+
+
+class BundleError(ValueError):
+    """A bundle is damaged, of another format, or scores differently here; the message names the file."""
+
+
+@dataclass(frozen=True)
+class Found:
+    score: float
+    map: np.ndarray             # (h, w) distances
+
+
+@dataclass(frozen=True)
+class Bundle:
+    folder: Path
+    facts: dict
+    preprocess: Preprocess
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "Bundle":
+        """Read and verify every file. Raises BundleError naming the one that is wrong."""
+        folder = Path(folder)
+        if not (folder / FACTS).is_file():
+            raise BundleError(f"{folder}: not a bundle, holds no {FACTS}; needs a folder that `thesis export` wrote")
+        listed = _verify(folder)
+        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        if facts["format"] != FORMAT:
+            raise BundleError(f"{folder / FACTS}: format {facts['format']}, this version reads {FORMAT}; "
+                              f"install thesis-lib {facts['library']}, which wrote it")
+        for name in (FACTS, *facts["pictures"], *(f"{engine}/{part}" for engine in ENGINES for part in PARTS)):
+            if name not in listed:
+                raise BundleError(f"{folder / SUMS}: does not list {name}; copy the bundle again")
+        known = {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
+        given = {key: facts["preprocess"].pop(key) for key in known}
+        if given != known:
+            raise BundleError(f"{folder / FACTS}: normalises with {given}, this version with {known}")
+        return cls(folder, facts, Preprocess(**facts["preprocess"]))
+
+    @property
+    def pictures(self) -> list[Path]:
+        return [self.folder / name for name in self.facts["pictures"]]
+
+    def threshold(self, engine: str) -> float:
+        """Scores above it are anomalous."""
+        return self.facts["engines"][engine]["threshold"]
+
+    def image(self, file: Path) -> np.ndarray:
+        """(1, 3, H, W) float32."""
+        return self.preprocess.array(file)[None]
+
+    def stages(self, engine: str, threads: int) -> Mapping[str, Callable]:
+        """Name -> callable, from (1, 3, H, W) to Found; opens the networks anew."""
+        folder = self.folder / engine
+        network, embedding = (runtime.session((folder / part).read_bytes(), threads) for part in PARTS[:2])
+        bank = np.load(folder / PARTS[2], allow_pickle=False)
+        inputs, grid = [one.name for one in embedding.get_inputs()], self.facts["grid"]
+        root = np.sqrt if self.facts["distance"] == "l2" else np.asarray
+
+        def extract(image):
+            return network.run(None, {"images": image})
+
+        def embed(maps):
+            return embedding.run(None, dict(zip(inputs, maps, strict=True)))[0][0]         # (P, D)
+
+        def search(patches):
+            return root(nearest(patches, bank)[0][:, 0])                                    # (P,)
+
+        def score(distances):
+            return Found(float(distances.max()), distances.reshape(grid))
+
+        return {"extraction": extract, "embedding": embed, "search": search, "score": score}
+
+    def difference(self, engine: str, threads: int) -> float:
+        """Largest difference between the scores here and those expected, as a share of the threshold."""
+        expected = np.array(self.facts["engines"][engine]["scores"])
+        stages = self.stages(engine, threads)
+        found = np.array([run(stages, self.image(file)).score for file in self.pictures])
+        return float(np.abs(found - expected).max() / self.threshold(engine))
+
+
+def run(stages: Mapping[str, Callable], image: np.ndarray) -> Found:
+    x = image
+    for stage in stages.values():
+        x = stage(x)
+    return x
+
+
+def sums(folder: Path) -> str:
+    """Text of SHA256SUMS: every other file below the folder, as the program sha256sum writes and reads it."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != SUMS)
+    return "".join(f"{sha256(file)}  {file.relative_to(folder).as_posix()}\n" for file in files)
+
+
+def _verify(folder: Path) -> set[str]:
+    """Names of the files that are as they were written; BundleError at the first that is not."""
+    try:
+        *lines, _ = (folder / SUMS).read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(f"{folder / SUMS}: missing or damaged ({error}); copy the bundle again") from error
+    names = set()
+    for line in lines:
+        digest, _, name = line.partition("  ")
+        if not (folder / name).is_file():
+            raise BundleError(f"{folder / (name or SUMS)}: missing, {SUMS} lists it; copy the bundle again")
+        if sha256(folder / name) != digest:
+            raise BundleError(f"{folder / name}: not as exported, its checksum differs from {SUMS}; copy it again")
+        names.add(name)
+    return names
+
+
+def sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
