@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from thesis_lib import backbones, data, distillation, memory, sources
+from thesis_lib import backbones, data, distillation, memory, sources, training
 from thesis_lib.methods.base import Prediction, parameter
 from thesis_lib.methods.trained import Trained
 from thesis_lib.pdn import CHANNELS, PDN
@@ -148,7 +148,8 @@ class EfficientAD(Trained):
     def losses(self, networks, constants, collected, step):
         trained, _ = self.split(len(collected.images))
         epoch, number = divmod(step, len(trained))
-        order = torch.randperm(len(trained), generator=torch.Generator().manual_seed((self.seed << 32) + epoch))
+        shuffle = torch.Generator().manual_seed(training.mixed(self.seed, epoch))
+        order = torch.randperm(len(trained), generator=shuffle)
         image, described = self._taken(collected, [trained[order[number]]])
         changed, shown = augmented(image), [image]
         if self.penalty != "none":
