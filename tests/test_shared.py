@@ -52,7 +52,7 @@ def test_trained_weights_load_up_to_the_level_they_hold(screw):
 
 
 def test_the_published_pdn_loads_and_expects_imagenet_normalisation(screw):
-    """Its targets had mean 0 and deviation 1 per channel on photographs: with the right pictures it stays nearer to 0."""
+    """Its targets had mean 0 and deviation 1 per channel on photographs: with the right pictures it stays near."""
     image = data.Preprocess().image(screw.train[0].path)[None]
     backbone = backbones.load("pdn_small", None, str(PDN_SMALL))
     right, plain = (backbone(x)[1] for x in (image, data.denormalise(image)))

@@ -69,8 +69,8 @@ def load(name: str, layers: Sequence[int], weights: str = "imagenet", seed: int 
     """Build a frozen backbone up to max(layers).
 
     weights: "imagenet" (torchvision's V1 file, downloaded once and hash-checked), "bundled" (trained by this project
-    on pictures made by formula, ships with it, hash-checked; see `weightfiles.BUNDLED`), "random" (torch's initialisation
-    drawn from `seed`), or a .safetensors file with torchvision's key names that holds at least the needed levels (for a
+    on pictures made by formula, ships with it, hash-checked; see `weightfiles.BUNDLED`), "random" (torch's own
+    initialisation from `seed`), or a .safetensors file with torchvision's key names that holds at least the needed levels (for a
     PDN the key names of the published weights, conv1.weight ...).
     Raises WeightsError; there is no silent fallback.
     """
