@@ -71,6 +71,7 @@ def test_split_and_statistics_and_quantiles():
     trained, held = detector.split(10)
     assert sorted(trained + held) == list(range(10)) and len(held) == 3
     assert detector.reseeded(1).split(10) != (trained, held)
+    assert [len(part) for part in EfficientAD(held_out=0.99).split(4)] == [1, 3]
     detector.learn(collected)
     described = collected.described[trained].transpose(1, 0, 2, 3).reshape(384, -1).astype(np.float64)
     np.testing.assert_allclose(detector.constants_["mean"].ravel(), described.mean(1), atol=1e-5)

@@ -127,7 +127,7 @@ class EfficientAD(Trained):
     def split(self, count: int) -> tuple[list[int], list[int]]:
         """Numbers of the pictures that are trained on, and of those that are held out."""
         order = torch.randperm(count, generator=torch.Generator().manual_seed(self.seed)).tolist()
-        held = max(1, round(self.held_out * count))
+        held = min(max(1, round(self.held_out * count)), count - 1)
         return order[held:], order[:held]
 
     def prepare(self, collected):
@@ -139,6 +139,7 @@ class EfficientAD(Trained):
         for index in trained:
             described = torch.from_numpy(np.array(collected.described[index])).double()
             total, squares = total + described.mean((1, 2)), squares + described.square().mean((1, 2))
+            memory.release(collected.images)
         mean = total / len(trained)
         std = (squares / len(trained) - mean.square()).clamp(min=1e-12).sqrt()
         return {"mean": mean.float()[:, None, None].to(self.device), "std": std.float()[:, None, None].to(self.device)}
@@ -179,7 +180,9 @@ class EfficientAD(Trained):
         super().restore(state, weights)
 
     def _taken(self, collected: Nominal, numbers: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        return tuple(torch.from_numpy(np.array(values[numbers])).to(self.device) for values in collected)
+        taken = tuple(torch.from_numpy(np.array(values[numbers])).to(self.device) for values in collected)
+        memory.release(collected.images)                    # both lie in one file, gigabytes of it
+        return taken
 
     def _outputs(self, images: torch.Tensor) -> Outputs:
         if autoencoder.check(images) != self.side_:
