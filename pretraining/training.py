@@ -18,7 +18,7 @@ from torch import nn
 from pretraining.stream import Batch, Stream
 from thesis_lib import weightfiles
 from thesis_lib.methods.base import parameter
-from thesis_lib.training import TrainingError, check_device, descend
+from thesis_lib.training import TrainingError, check_device, descend, mixed
 from thesis_lib.weightfiles import torchvision
 
 UNSEEN = 2**31      # number of the first batch that no training reaches: the accuracy is measured from here on
@@ -133,7 +133,7 @@ def train(recipe: Recipe, out: Path, *, device: str = "cpu", every_s: float = 60
         batch = stream[step]
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
             logits, descriptors = network(batch.images.contiguous(memory_format=torch.channels_last))
-        generator = torch.Generator(device).manual_seed((recipe.seed << 32) + step + 1)
+        generator = torch.Generator(device).manual_seed(mixed(recipe.seed, step + 1))
         return {f"naming {level}": naming_loss(values, batch) for level, values in logits.items()} | {
             f"finding {level}": recipe.finding * finding_loss(values, batch, recipe.places, generator)
             for level, values in descriptors.items()}
