@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from thesis_lib.data import IMAGENET_MEAN, IMAGENET_STD
 from thesis_lib.formulas import FAMILIES, NUMBERS
 from thesis_lib.procedural import SCENE, Camera, masks, photograph, render
+from thesis_lib.training import mixed
 
 MARGIN = 8          # pixels that a scene is larger than its views, on each side
 
@@ -53,7 +54,7 @@ class Stream:
 
     def batch_of(self, index: int, mosaics: bool = True) -> Batch:
         """Batch number `index`; without mosaics each picture shows its first class alone."""
-        generator = torch.Generator(self.device).manual_seed((self.seed << 32) + index + 1)
+        generator = torch.Generator(self.device).manual_seed(mixed(self.seed, index + 1))
         scenes, outer = self.batch // 2, self.side + 2 * MARGIN
         labels = torch.randint(self.classes, (scenes,), generator=generator, device=self.device)
         images = self.render(labels, outer, generator)

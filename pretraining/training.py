@@ -18,7 +18,7 @@ from torch import nn
 from pretraining.stream import Batch, Stream
 from thesis_lib import weightfiles
 from thesis_lib.methods.base import parameter
-from thesis_lib.training import TrainingError, check_device, descend
+from thesis_lib.training import TrainingError, check_device, descend, mixed
 from thesis_lib.weightfiles import torchvision
 
 UNSEEN = 2**31      # number of the first batch that no training reaches: the accuracy is measured from here on
@@ -105,7 +105,7 @@ def finding_loss(descriptors: torch.Tensor, batch: Batch, places: int, generator
     return (F.cross_entropy(likeness, right) + F.cross_entropy(likeness.T, right)) / 2
 
 
-def train(recipe: Recipe, out: Path, *, device: str = "cpu", threads: int | None = None, every_s: float = 60.0,
+def train(recipe: Recipe, out: Path, *, device: str = "cpu", every_s: float = 60.0,
           limit: int | None = None) -> dict | None:
     """Train, write the weights to `out` (.safetensors, float16, torchvision's keys) and return their card.
 
@@ -115,11 +115,9 @@ def train(recipe: Recipe, out: Path, *, device: str = "cpu", threads: int | None
     out = Path(out)
     if out.suffix != ".safetensors":
         raise TrainingError(f"out={out}: needs a name that ends in .safetensors")
-    for name, value in (("threads", threads), ("limit", limit)):
-        if value is not None and value < 1:
-            raise TrainingError(f"{name}={value}: needs at least 1")
+    if limit is not None and limit < 1:
+        raise TrainingError(f"limit={limit}: needs at least 1")
     check_device(device)
-    torch.set_num_threads(threads or torch.get_num_threads())
     out.parent.mkdir(parents=True, exist_ok=True)
     checkpoint = out.with_suffix(".checkpoint")
     stream = Stream(recipe.classes, recipe.side, recipe.batch, recipe.seed, device)
@@ -135,7 +133,7 @@ def train(recipe: Recipe, out: Path, *, device: str = "cpu", threads: int | None
         batch = stream[step]
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
             logits, descriptors = network(batch.images.contiguous(memory_format=torch.channels_last))
-        generator = torch.Generator(device).manual_seed((recipe.seed << 32) + step + 1)
+        generator = torch.Generator(device).manual_seed(mixed(recipe.seed, step + 1))
         return {f"naming {level}": naming_loss(values, batch) for level, values in logits.items()} | {
             f"finding {level}": recipe.finding * finding_loss(values, batch, recipe.places, generator)
             for level, values in descriptors.items()}

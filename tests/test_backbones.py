@@ -16,6 +16,7 @@ CHANNELS = {"resnet18": (64, 128, 256, 512), "resnet34": (64, 128, 256, 512),
             "wide_resnet50_2": (256, 512, 1024, 2048), "wide_resnet101_2": (256, 512, 1024, 2048),
             "convnext_tiny": (96, 192, 384, 768), "convnext_small": (96, 192, 384, 768),
             "convnext_base": (128, 256, 512, 1024), "convnext_large": (192, 384, 768, 1536)}
+PYRAMIDS = backbones.RESNETS + backbones.CONVNEXTS
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
@@ -61,7 +62,7 @@ def weights_file(tmp_path, resnet18):
     return write
 
 
-@pytest.mark.parametrize("name", backbones.NAMES)
+@pytest.mark.parametrize("name", PYRAMIDS)
 def test_declared_channels_and_strides_are_the_real_ones(no_numbers, name):
     backbone = backbones.load(name, (4, 2, 1, 3))
     features = backbone(torch.zeros(1, 3, 32, 32))
@@ -73,7 +74,7 @@ def test_declared_channels_and_strides_are_the_real_ones(no_numbers, name):
         assert tuple(x.shape) == (1, backbone.channels[level], side, side)
 
 
-@pytest.mark.parametrize(("name", "deepest"), [*zip(backbones.NAMES, (1, 2, 3, 1, 2, 3, 1, 2), strict=True)])
+@pytest.mark.parametrize(("name", "deepest"), [*zip(PYRAMIDS, (1, 2, 3, 1, 2, 3, 1, 2), strict=True)])
 def test_cut_after_the_deepest_level(no_numbers, name, deepest):
     """No parameter of a deeper level is there: as many numbers as torchvision has up to that level."""
     backbone = backbones.load(name, (deepest,))
@@ -194,14 +195,15 @@ def test_bundled_weights_load_with_all_levels():
     assert torch.equal(features[2], backbones.load("resnet18", (2,), str(file))(IMAGES)[2])
 
 
-def test_bundled_weights_say_how_they_were_made():
-    """The card inside the file is the one that the model card prints."""
-    file = weightfiles.bundled("resnet18")
+@pytest.mark.parametrize("name", weightfiles.BUNDLED)
+def test_bundled_weights_say_how_they_were_made(name):
+    """The card inside the file is one that the model card prints."""
+    file = weightfiles.bundled(name)
     with safetensors.safe_open(file, "pt") as content:
         card = json.loads(content.metadata()["card"])
     assert card["recipe"]["steps"] * card["recipe"]["batch"] == card["pictures"]
-    printed = re.search(r"```json\n(.*?)```", (file.parent / "README.md").read_text(encoding="utf-8"), re.S)[1]
-    assert json.loads(printed) == card
+    printed = re.findall(r"```json\n(.*?)```", (file.parent / "README.md").read_text(encoding="utf-8"), re.S)
+    assert card in [json.loads(text) for text in printed]
 
 
 @pytest.mark.parametrize(("content", "message"), [
@@ -227,7 +229,7 @@ def test_bundled_weights_detect_where_random_ones_guess(demo_data):
 
 
 def test_bundled_weights_belong_to_one_network():
-    with pytest.raises(backbones.WeightsError, match="none for resnet34, only for resnet18; give imagenet, random"):
+    with pytest.raises(backbones.WeightsError, match=r"none for resnet34, only for resnet18.*; give imagenet, random"):
         backbones.load("resnet34", (1,), "bundled")
 
 
@@ -269,6 +271,48 @@ def test_unknown_name_or_level(name, layers, message):
 
 def test_check_sorts_and_drops_repeats():
     assert backbones.check("resnet18", [3, 1, 3]) == (1, 3)
+
+
+def test_without_levels_a_network_gives_its_usual_one():
+    assert [backbones.check(name, None) for name in ("resnet18", "convnext_tiny", "pdn_medium")] == [(2,), (2,), (1,)]
+
+
+@pytest.mark.parametrize(("name", "count"), [("pdn_small", 2_694_144), ("pdn_medium", 8_026_624)])
+def test_a_pdn_is_that_of_the_paper(name, count):
+    """Parameters and grid (thesis: 64 x 64 for 256 pixels, which holds with padding only), from the paper's tables."""
+    backbone = backbones.load(name, None, "random", seed=3)
+    assert sum(values.numel() for values in backbone.parameters()) == count
+    assert (backbone.layers, backbone.channels, backbone.strides) == ((1,), {1: 384}, {1: 4})
+    assert [backbone(torch.zeros(1, 3, side, side))[1].shape[-1] for side in (224, 128, 33)] == [48, 24, 1]
+    assert not torch.equal(backbone(IMAGES)[1], backbones.load(name, None, "random", seed=4)(IMAGES)[1])
+    with pytest.raises(ValueError, match=r"pdn_.* needs at least 33x33 pixels"):
+        backbone(torch.zeros(1, 3, 32, 64))
+
+
+@pytest.mark.parametrize("name", backbones.PDNS)
+def test_a_vector_of_a_pdn_sees_33_pixels(name):
+    """By the gradient: the pixels that one position depends on."""
+    network = backbones.load(name, None, "random").levels["1"]
+    images = torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    network(images)[0, :, 8, 5].square().sum().backward()
+    rows, columns = images.grad.abs().amax((0, 1)).nonzero().T
+    assert (rows.min(), rows.max()) == (32, 64) and (columns.min(), columns.max()) == (20, 52)
+
+
+def test_a_pdn_loads_the_published_key_names(tmp_path):
+    state = backbones.load("pdn_small", None, "random", seed=3).levels["1"].state_dict()
+    assert list(state) == [f"conv{number}.{kind}" for number in (1, 2, 3, 4) for kind in ("weight", "bias")]
+    safetensors.torch.save_file(dict(state), tmp_path / "pdn.safetensors")
+    found = backbones.load("pdn_small", None, str(tmp_path / "pdn.safetensors"))(IMAGES)[1]
+    assert torch.equal(found, backbones.load("pdn_small", None, "random", seed=3)(IMAGES)[1])
+    with pytest.raises(backbones.WeightsError, match=r"conv1\.weight is .*, pdn_medium needs"):
+        backbones.load("pdn_medium", None, str(tmp_path / "pdn.safetensors"))
+    with pytest.raises(backbones.WeightsMissing, match="torchvision has none for pdn_small"):
+        backbones.load("pdn_small", None, "imagenet")
+    with pytest.raises(ValueError, match="layers=1,2: needs one or more of 1, pdn_small has one level"):
+        backbones.load("pdn_small", (1, 2), "random")
+    with pytest.raises(ValueError, match="tap='branch': pdn_small has output"):
+        backbones.load("pdn_small", None, "random", tap="branch")
 
 
 @pytest.mark.parametrize("shape", [(3, 64, 64), (1, 1, 64, 64)])

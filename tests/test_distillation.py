@@ -129,6 +129,7 @@ def test_shortened_distillation_makes_a_file_the_library_loads(tmp_path, capsys,
 
 
 def test_an_interrupted_distillation_ends_with_the_same_weights(tmp_path):
+    torch.set_num_threads(1)
     recipe = Recipe(steps=4, side=64, batch=2, sample=2, precision="float32")
     whole, parts = tmp_path / "whole.safetensors", tmp_path / "parts.safetensors"
     pdn(recipe, whole)

@@ -28,7 +28,8 @@ def int8():
 
 
 @pytest.mark.parametrize(("name", "layers"), [
-    ("resnet18", (1, 2, 3, 4)), ("resnet18", (3,)), ("wide_resnet50_2", (1, 2)), ("convnext_tiny", (1, 3))])
+    ("resnet18", (1, 2, 3, 4)), ("resnet18", (3,)), ("wide_resnet50_2", (1, 2)), ("convnext_tiny", (1, 3)),
+    ("pdn_small", (1,))])
 @pytest.mark.parametrize("shape", [(3, 3, 64, 64), (1, 3, 96, 64)])
 def test_fast_equals_eager(name, layers, shape):
     """Of another batch and other sides than the one it was exported with."""
@@ -41,7 +42,7 @@ def test_fast_equals_eager(name, layers, shape):
         assert getattr(fast, attribute) == getattr(eager, attribute)
 
 
-@pytest.mark.parametrize(("name", "layers"), [("resnet18", (1, 2)), ("convnext_tiny", (1, 2))])
+@pytest.mark.parametrize(("name", "layers"), [("resnet18", (1, 2)), ("convnext_tiny", (1, 2)), ("pdn_small", (1,))])
 def test_int8_is_close_to_eager_and_small(name, layers):
     eager, fast, int8 = (build(engine, name, layers) for engine in engines.ENGINES)
     assert 1e-4 < difference(int8(IMAGES), eager(IMAGES)) < 0.1

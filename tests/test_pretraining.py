@@ -163,17 +163,18 @@ def test_training_learns(tmp_path):
 
 
 def test_an_interrupted_training_ends_with_the_same_weights(tmp_path):
+    torch.set_num_threads(1)
     whole, parts = tmp_path / "whole.safetensors", tmp_path / "parts.safetensors"
-    train(TINY, whole, threads=1)
-    assert train(TINY, parts, threads=1, limit=3) is None and not parts.exists()
-    train(TINY, parts, threads=1)
+    train(TINY, whole)
+    assert train(TINY, parts, limit=3) is None and not parts.exists()
+    train(TINY, parts)
     with safe_open(whole, "pt") as one, safe_open(parts, "pt") as two:
         assert all(torch.equal(one.get_tensor(key), two.get_tensor(key)) for key in one.keys())   # noqa: SIM118
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(tmp_path, capsys):
     out = tmp_path / "w.safetensors"
-    train(TINY, out, threads=1, limit=1)
+    train(TINY, out, limit=1)
     assert main([str(out), *TINY_OPTIONS, "--threads=1", "--seed=5"]) == 2
     assert "another recipe than seed=5" in capsys.readouterr().err
 

@@ -15,6 +15,7 @@ from thesis_lib import backbones, coreset, data, evaluation
 from thesis_lib.methods import PatchCore
 
 SHARED = Path(os.environ.get("THESIS_SHARED") or Path(__file__).resolve().parents[2] / "shared")
+PDN_SMALL = SHARED / "weights" / "pdn_small_imagenet.safetensors"
 RESNET18 = SHARED / "weights" / "resnet18_imagenet_layers123.safetensors"
 
 pytestmark = [pytest.mark.shared, pytest.mark.skipif(not RESNET18.is_file(), reason="../shared is not there")]
@@ -48,6 +49,15 @@ def test_trained_weights_load_up_to_the_level_they_hold(screw):
         backbones.load("resnet18", (4,), str(RESNET18))
     with pytest.raises(backbones.WeightsError, match=r"holds no layer1\.2\.conv1\.weight"):
         backbones.load("resnet34", (2,), str(RESNET18))
+
+
+def test_the_published_pdn_loads_and_expects_imagenet_normalisation(screw):
+    """Its targets had mean 0 and deviation 1 per channel on photographs: with the right pictures it stays near."""
+    image = data.Preprocess().image(screw.train[0].path)[None]
+    backbone = backbones.load("pdn_small", None, str(PDN_SMALL))
+    right, plain = (backbone(x)[1] for x in (image, data.denormalise(image)))
+    assert right.shape == (1, 384, 56, 56) and right.isfinite().all() and 0.3 < right.std() < 1.5
+    assert right.mean().abs() < plain.mean().abs()
 
 
 def test_coreset_of_real_patches_is_farthest_first(screw):

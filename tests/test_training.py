@@ -16,7 +16,7 @@ from thesis_lib.methods.trained import Trained, fingerprint
 from thesis_lib.training import TrainingError, descend
 
 
-def fit_line(checkpoint, steps=12, rate=0.1, subject=None, **options):
+def fit_line(checkpoint, steps=12, rate=0.1, subject=None, seed=5, **options):
     """y = 2 x + 1 from noisy points that each step draws."""
     torch.manual_seed(3)
     line = nn.Linear(1, 1)
@@ -28,7 +28,7 @@ def fit_line(checkpoint, steps=12, rate=0.1, subject=None, **options):
         fit = (line(nn.functional.dropout(x, 0.1)) - 2 * x - 1).square().mean()
         return {"fit": fit, "size": 0.01 * line.bias.abs().sum()}
 
-    course = descend(line, [optimizer], losses, schedules=[schedule], steps=steps, seed=5, checkpoint=checkpoint,
+    course = descend(line, [optimizer], losses, schedules=[schedule], steps=steps, seed=seed, checkpoint=checkpoint,
                      subject=subject or {"rate": rate}, keep=(4, steps),
                      snapshot=lambda: {"weight": line.weight.detach().clone()}, **options)
     return line, course
@@ -44,6 +44,12 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(tmp_path):
     assert course.losses == again.losses and len(course.losses["fit"]) == 12
     assert course.kept.keys() == again.kept.keys() == {4, 12}
     assert all(torch.equal(course.kept[step]["weight"], again.kept[step]["weight"]) for step in (4, 12))
+
+
+def test_another_seed_draws_other_numbers(tmp_path):
+    """Of the steps, from the same first weights; torch's generator reads 32 bits of a seed and no more."""
+    assert fit_line(tmp_path / "one", seed=1)[1].losses != fit_line(tmp_path / "two", seed=2)[1].losses
+    assert len({training.mixed(seed, step) for seed in range(9) for step in range(99)}) == 9 * 99
 
 
 def test_a_finished_training_is_not_repeated(tmp_path, monkeypatch):

@@ -69,9 +69,9 @@ def load(name: str, layers: Sequence[int], weights: str = "imagenet", seed: int 
     """Build a frozen backbone up to max(layers).
 
     weights: "imagenet" (torchvision's V1 file, downloaded once and hash-checked), "bundled" (trained by this project
-    on pictures made by formula, ships with it, hash-checked; resnet18 and pdn_small), "random" (torch's initialisation
-    drawn from `seed`), or a .safetensors file with torchvision's key names that holds at least the needed levels (for a
-    PDN the key names of the published weights, conv1.weight ...).
+    on pictures made by formula, ships with it, hash-checked; see `weightfiles.BUNDLED`), "random" (torch's own
+    initialisation from `seed`), or a .safetensors file with torchvision's key names (of a PDN: conv1.weight ..., as
+    published) that holds at least the needed levels.
     Raises WeightsError; there is no silent fallback.
     """
     layers, origin = check(name, layers, tap), record(name, weights, seed)

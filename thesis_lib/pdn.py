@@ -10,6 +10,7 @@ from torch import nn
 CHANNELS = 384      # of the description
 STRIDE = 4
 FIELD = 33          # receptive field, pixels
+RIM = 4             # positions that are cut off on each side without padding
 # (outputs, kernel, padding in distillation) of each convolution; the first two are followed by a 2x2 pooling.
 CONVOLUTIONS = {
     "pdn_small": ((128, 4, 3), (256, 4, 3), (256, 3, 1), (CHANNELS, 4, 0)),

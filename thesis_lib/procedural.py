@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from thesis_lib.data import normalise
 from thesis_lib.formulas import FAMILIES, NUMBERS, Canvas
+from thesis_lib.training import mixed
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Procedural:
         self.side, self.batch, self.seed = side, batch, seed
 
     def __getitem__(self, number: int) -> torch.Tensor:
-        generator = torch.Generator().manual_seed((self.seed << 32) + number)
+        generator = torch.Generator().manual_seed(mixed(self.seed, number))
         numbers = torch.rand(self.batch, NUMBERS, generator=generator)
         families = torch.randint(len(FAMILIES), (self.batch,), generator=generator)
         images = render(numbers, families, self.side, generator)

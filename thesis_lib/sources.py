@@ -13,6 +13,7 @@ import torch
 
 from thesis_lib import data
 from thesis_lib.procedural import Procedural
+from thesis_lib.training import mixed
 from thesis_lib.weightfiles import torchvision
 
 AREA = (0.25, 1.0)      # of a photograph that a crop takes
@@ -43,13 +44,13 @@ class Folder:
 
     def picture(self, number: int) -> torch.Tensor:
         """(3, S, S) of picture number k."""
-        transforms = torchvision().transforms.v2
-        crop = transforms.Compose([transforms.ToImage(), transforms.RandomResizedCrop(self.side, AREA, antialias=True),
-                                   transforms.RandomHorizontalFlip(), transforms.ToDtype(torch.float32, scale=True)])
+        transforms = torchvision().transforms
+        crop = transforms.Compose([transforms.RandomResizedCrop(self.side, AREA), transforms.RandomHorizontalFlip(),
+                                   transforms.ToTensor()])
         with torch.random.fork_rng(devices=[]):         # torchvision draws from the global generator
-            torch.manual_seed((self.seed << 32) + number)
+            torch.manual_seed(mixed(self.seed, number))
             file = self.files[torch.randint(len(self.files), ()).item()]
-            return data.normalise(crop(data.read_rgb(file)).as_subclass(torch.Tensor))
+            return data.normalise(crop(data.read_rgb(file)))
 
 
 def parse(name: str, side: int, batch: int, seed: int = 0) -> Source:

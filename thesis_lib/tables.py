@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from thesis_lib import metrics, paths, results
+from thesis_lib import metrics, paths, results, weightfiles
 
 STAGES = ("extraction", "embedding", "search", "score")
 NEEDED = "needs ImageNet weights"
@@ -163,10 +163,10 @@ def note(categories: list[str], weights: str) -> str:
         lines.append("**Random weights:** the network was not trained. Its run times are real; its AUROC says nothing "
                      "about the method with trained features.")
     if weights == "bundled":
-        lines.append("**Bundled weights:** a ResNet-18 trained by this project on pictures made by formula, no "
-                     "photograph among them. On the real sets looked at they do best with level 1; with level 2, the "
-                     "thesis' best, ImageNet weights detect better. Other networks have none: their times are "
-                     f"measured, their AUROC {NEEDED}.")
+        lines.append(f"**Bundled weights** ({', '.join(weightfiles.BUNDLED)}): trained by this project on pictures "
+                     "made by formula, no photograph among them. On the real sets looked at ResNet-18 does best with "
+                     "them at level 1; with level 2, the thesis' best, ImageNet weights detect better. Other networks "
+                     f"have none: their times are measured, their AUROC {NEEDED}.")
     return "\n\n".join(lines)
 
 

@@ -56,7 +56,7 @@ def descend(network: nn.Module, optimizers: Sequence[torch.optim.Optimizer], los
     written, last = time.perf_counter(), min(steps, course.step + (limit or steps))
     for step in tqdm(range(course.step, last), what, steps, initial=course.step, leave=False, disable=not watched()):
         with torch.random.fork_rng([device] if device.startswith("cuda") else []):
-            torch.manual_seed((seed << 32) + step)
+            torch.manual_seed(mixed(seed, step))
             values = losses(step)
             for optimizer in optimizers:
                 optimizer.zero_grad()
@@ -76,6 +76,13 @@ def descend(network: nn.Module, optimizers: Sequence[torch.optim.Optimizer], los
             _save(checkpoint, subject, parts if course.step < steps else {"network": network}, course)
             written = time.perf_counter()
     return course
+
+
+def mixed(seed: int, number: int) -> int:
+    """Seed of the random numbers of one step or picture. torch's generator on the CPU reads the low 32 bits alone, so
+    both have to be in these; numbers below 2^32 never meet under one seed.
+    """
+    return (seed * 0x9E3779B1 + number) % 2**32
 
 
 def check_device(device: str) -> None:

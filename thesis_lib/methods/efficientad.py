@@ -14,16 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from thesis_lib import backbones, data, distillation, memory, sources
+from thesis_lib import autoencoder, backbones, data, distillation, memory, sources, training
 from thesis_lib.methods.base import Prediction, parameter
 from thesis_lib.methods.trained import Trained
-from thesis_lib.pdn import CHANNELS, PDN
+from thesis_lib.pdn import CHANNELS, PDN, RIM
 from thesis_lib.weightfiles import torchvision
 
-RIM = 4                 # positions that a PDN without padding cuts off on each side
 GREY = 0.3              # of the penalty's pictures lose their colours
 STRENGTH = 0.2          # a factor of 0.8 to 1.2 changes brightness, contrast or saturation
-DROPOUT = 0.2
 MAPS = ("local", "global", "combined")
 
 
@@ -95,7 +93,7 @@ class EfficientAD(Trained):
         """All pictures and what the teacher says of them, in an unnamed file on disk."""
         def rows():
             for images, features in zip(maps.images, maps.batches((1,)), strict=True):
-                self.side_ = check_side(images)
+                self.side_ = autoencoder.check(images)
                 yield torch.cat([images.flatten(1), features[1].flatten(1)], dim=1)
 
         collected = memory.on_disk(rows())
@@ -109,7 +107,7 @@ class EfficientAD(Trained):
         return collected.images
 
     def architecture(self):
-        networks = {"student": PDN(self.backbone, 2 * CHANNELS), "autoencoder": autoencoder(self.side_)}
+        networks = {"student": PDN(self.backbone, 2 * CHANNELS), "autoencoder": autoencoder.build(self.side_, CHANNELS)}
         return nn.ModuleDict(networks).to(memory_format=torch.channels_last)
 
     def steps_of(self, collected):
@@ -148,7 +146,8 @@ class EfficientAD(Trained):
     def losses(self, networks, constants, collected, step):
         trained, _ = self.split(len(collected.images))
         epoch, number = divmod(step, len(trained))
-        order = torch.randperm(len(trained), generator=torch.Generator().manual_seed((self.seed << 32) + epoch))
+        shuffle = torch.Generator().manual_seed(training.mixed(self.seed, epoch))
+        order = torch.randperm(len(trained), generator=shuffle)
         image, described = self._taken(collected, [trained[order[number]]])
         changed, shown = augmented(image), [image]
         if self.penalty != "none":
@@ -183,7 +182,7 @@ class EfficientAD(Trained):
         return tuple(torch.from_numpy(np.array(values[numbers])).to(self.device) for values in collected)
 
     def _outputs(self, images: torch.Tensor) -> Outputs:
-        if check_side(images) != self.side_:
+        if autoencoder.check(images) != self.side_:
             raise ValueError(f"images of {images.shape[-1]} pixels: the autoencoder learned {self.side_}")
         teacher = (self.backbone_(images)[1] - self.constants_["mean"]) / self.constants_["std"]
         return Outputs(teacher, self.networks_["student"](images), self.networks_["autoencoder"](images))
@@ -192,27 +191,6 @@ class EfficientAD(Trained):
         """Maximum of the combined map; the map has the rim again that a PDN cuts off, and so the picture's shape."""
         heat = self.maps(outputs)["combined"]
         return Prediction(heat.flatten(1).amax(1), F.pad(heat, [RIM] * 4))
-
-
-def autoencoder(side: int) -> nn.Sequential:
-    """Images (B, 3, side, side) -> (B, C, side/4 - 8, side/4 - 8) through 64 numbers; the paper's with side=256."""
-    layers, inputs = {}, 3
-    for number, channels in enumerate((32, 32, 64, 64, 64), start=1):
-        layers |= {f"encode{number}": nn.Conv2d(inputs, channels, 4, 2, 1), f"relu{number}": nn.ReLU(inplace=True)}
-        inputs = channels
-    layers["narrow"] = nn.Conv2d(64, 64, side // 32)
-    sides = (max(1, side // 64 - 1), side // 32, side // 16 - 1, side // 8, side // 4 - 1, side // 2 - 1)
-    for number, wide in enumerate(sides, start=1):
-        layers |= {f"resize{number}": nn.Upsample((wide, wide), mode="bilinear"),
-                   f"decode{number}": nn.Conv2d(64, 64, 4, 1, 2), f"rectify{number}": nn.ReLU(inplace=True),
-                   f"drop{number}": nn.Dropout(DROPOUT)}
-    grid = side // 4 - 2 * RIM
-    layers |= {"fit": nn.Upsample((grid, grid), mode="bilinear"), "last": nn.Conv2d(64, 64, 3, 1, 1),
-               "relu": nn.ReLU(inplace=True), "describe": nn.Conv2d(64, CHANNELS, 3, 1, 1)}
-    network = nn.Sequential()
-    for name, layer in layers.items():
-        network.add_module(name, layer)
-    return network
 
 
 def hard_loss(squared: torch.Tensor, quantile: float) -> torch.Tensor:
@@ -228,15 +206,6 @@ def augmented(image: torch.Tensor) -> torch.Tensor:
               functional.adjust_saturation)[torch.randint(3, ()).item()]
     factor = 1 + STRENGTH * (2 * torch.rand(()).item() - 1)
     return data.normalise(change(data.denormalise(image).clamp(0, 1), factor))
-
-
-def check_side(images: torch.Tensor) -> int:
-    """Side of square images (B, 3, H, W); ValueError for one that the autoencoder cannot halve."""
-    height, width = images.shape[-2:]
-    if height != width or width % 32 or width < 64:
-        raise ValueError(f"images of {height}x{width} pixels: the autoencoder needs squares of 64, 96, 128, ... (the "
-                         "paper has 256)")
-    return width
 
 
 def _differences(outputs: Outputs) -> tuple[torch.Tensor, torch.Tensor]:
