@@ -13,6 +13,8 @@ import pytest
 COMMANDS = {
     "efficientad": ["--weights=random", "--steps=60", "--penalty=procedural", "--snapshots=2"],
     "simplenet": ["--weights=random", "--layers=1", "--hidden=64", "--epochs=60", "--passes=2", "--snapshots=2"],
+    "uninformed_students": ["--weights=random", "--layers=1", "--patch-sizes=33", "--channels=4", "--source=nominal",
+                            "--teacher-steps=20", "--teacher-batch=16", "--epochs=20", "--snapshots=2"],
 }
 TIMES = {"fit_s", "peak_memory_gb", "finished", "stamp"}
 
