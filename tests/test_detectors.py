@@ -31,13 +31,13 @@ OTHER = {"patchcore": {
     "tap": ("preactivation", {}), "activation": ("sigmoid", {}), "scaling": ("normalise", {}),
     "entropy_base": (2.718281828, {"scaling": "normalise_weight"}),
     "embedding": ("max_k3_s1_p1", {}), "join": ("interpolate", {"layers": (1, 2)}), "bank": (30, {}),
-    "coreset": ("random", {}), "projection": (4, {}), "search": ("torch", {}), "distance": ("l2_squared", {}),
+    "coreset": ("random", {}), "projection": (4, {}), "search": ("faiss", {}), "distance": ("l2_squared", {}),
     "score": ("reweighted", {}), "neighbours": (3, {"score": "reweighted"}), "search_threads": (1, {}),
     "memory_limit_gb": (3.0, {})},
     "spade": {
     "seed": (1, {}), "backbone": ("resnet34", {}), "layers": ((1, 2), {"pooled": 1}), "pooled": (2, {}),
     "weights": (None, {}), **ENGINE, "k": (3, {}), "kappa": (2, {}), "distance": ("l2", {}),
-    "embedding": ("avg_k3_s1_p1", {}), "join": ("interpolate", {"layers": (1, 2)}), "search": ("torch", {}),
+    "embedding": ("avg_k3_s1_p1", {}), "join": ("interpolate", {"layers": (1, 2)}), "search": ("faiss", {}),
     "search_threads": (1, {})},
     "padim": {
     "seed": (1, {}), "backbone": ("resnet34", {}), "layers": ((2,), {}), "weights": (None, {}), **ENGINE,

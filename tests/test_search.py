@@ -43,16 +43,16 @@ def test_equals_brute_force(engine, k, dim):
 
 
 @pytest.mark.parametrize("k", [1, 4])
-@pytest.mark.parametrize(("block", "largest"), [(7, 2**24), (256, 1800), (256, 1), (23, 2**24)])
-def test_blocks_of_any_size_give_the_same(monkeypatch, k, block, largest):
-    """23 queries: a last block of two, blocks of three by the limit, single queries, one block."""
+@pytest.mark.parametrize(("block", "fewest", "rows"), [(4200, 1, 7), (1, 3, 3), (1, 1, 1), (2**21, 64, 23)])
+def test_blocks_of_any_size_give_the_same(monkeypatch, k, block, fewest, rows):
+    """23 queries of a bank of 600: a last block of two, the fewest, single queries, one block."""
     monkeypatch.setattr(search, "BLOCK", block)
-    monkeypatch.setattr(search, "LARGEST", largest)
+    monkeypatch.setattr(search, "FEWEST", fewest)
     sizes, genuine = [], torch.addmm
     monkeypatch.setattr(torch, "addmm", lambda *args, **kw: sizes.append(len(args[1])) or genuine(*args, **kw))
     bank, vectors = data()
     assert_same_neighbours(*search.Torch().fit(bank).query(vectors, k), bank, vectors)
-    assert max(sizes) == min(block, max(1, largest // 600)) and sum(sizes) == 23
+    assert max(sizes) == rows and sum(sizes) == 23
 
 
 def test_no_queries_give_no_neighbours(engine):

@@ -17,8 +17,8 @@ from threadpoolctl import ThreadpoolController
 from thesis_lib.nearest import nearest
 
 DISTANCES = ("l2", "l2_squared")
-BLOCK = 256             # queries at a time, fewer where their distances would take more than 64 MB;
-LARGEST = 2**24         # measured with benchmarks/bench_search.py
+BLOCK = 2**21           # distances at a time, 8 MB; measured with benchmarks/bench_search.py
+FEWEST = 64             # queries at a time even so: with fewer a product is slow
 
 
 @dataclass
@@ -81,7 +81,8 @@ class Cdist(Search):
 class Torch(Search):
     """|x|^2 - 2xy + |y|^2 in float32: a matrix product per block of queries, whose smallest k are taken at once.
 
-    A block's distances are still in the cache when they are looked at, and all blocks reuse one buffer.
+    A block's distances are still in the cache when they are looked at, and all blocks reuse one buffer. The usual
+    1024 queries and 1000 rows are one block: with several threads every further one would be a wait for each other.
     """
 
     def fit(self, bank):
@@ -90,7 +91,7 @@ class Torch(Search):
         return self
 
     def _nearest(self, vectors, k):
-        rows = max(1, min(len(vectors), BLOCK, LARGEST // len(self.bank)))
+        rows = max(1, min(len(vectors), max(FEWEST, BLOCK // len(self.bank))))
         buffer = torch.empty(rows, len(self.bank))
         nearest, indices = torch.empty(len(vectors), k), torch.empty(len(vectors), k, dtype=torch.int64)
         with _torch_threads(self.threads):
