@@ -52,7 +52,7 @@ def test_a_device_gets_five_packages_and_the_others_get_all(pyproject):
         "numpy", "pillow", "psutil", "onnxruntime", "threadpoolctl"}
     extras = pyproject["optional-dependencies"]
     assert "thesis-lib[device]" in extras["full"] and "thesis-lib[full]" in extras["dev"]
-    assert '-e ".[dev]"' in (ROOT / "Makefile").read_text()
+    assert '-e ".[docs,cluster,dev]"' in (ROOT / "Makefile").read_text()
 
 
 def test_environment_has_the_pins_and_says_what_needs_each(pyproject):
