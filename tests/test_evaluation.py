@@ -78,8 +78,8 @@ def test_features_are_extracted_once_for_all_seeds(pad, small, calls, monkeypatc
 
 def test_shared_stages_run_once_per_batch(pad, small, monkeypatch):
     asked = []
-    genuine = search.Faiss._nearest
-    monkeypatch.setattr(search.Faiss, "_nearest", lambda self, vectors, k: asked.append(len(vectors))
+    genuine = search.Torch._nearest
+    monkeypatch.setattr(search.Torch, "_nearest", lambda self, vectors, k: asked.append(len(vectors))
                         or genuine(self, vectors, k))
     embedded, embed = [], PatchCore.stages.fget
 
