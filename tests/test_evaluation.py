@@ -172,7 +172,7 @@ def test_force_measures_again(pad, small, calls):
 
 
 @pytest.mark.parametrize(("changed", "again"), [
-    ({"bank": 21}, True), ({"score": "reweighted"}, True), ({"search": "torch"}, True),
+    ({"bank": 21}, True), ({"score": "reweighted"}, True), ({"search": "faiss"}, True),
     ({"search_threads": 1}, False), ({"memory_limit_gb": 2.0}, False), ({"bank": "20"}, False)])
 def test_what_a_row_stands_for(pad, small, calls, changed, again):
     evaluation.evaluate(patchcore(), pad, small, seeds=1)
