@@ -78,8 +78,8 @@ def test_features_are_extracted_once_for_all_seeds(pad, small, calls, monkeypatc
 
 def test_shared_stages_run_once_per_batch(pad, small, monkeypatch):
     asked = []
-    genuine = search.Faiss._nearest
-    monkeypatch.setattr(search.Faiss, "_nearest", lambda self, vectors, k: asked.append(len(vectors))
+    genuine = search.Torch._nearest
+    monkeypatch.setattr(search.Torch, "_nearest", lambda self, vectors, k: asked.append(len(vectors))
                         or genuine(self, vectors, k))
     embedded, embed = [], PatchCore.stages.fget
 
@@ -172,7 +172,7 @@ def test_force_measures_again(pad, small, calls):
 
 
 @pytest.mark.parametrize(("changed", "again"), [
-    ({"bank": 21}, True), ({"score": "reweighted"}, True), ({"search": "torch"}, True),
+    ({"bank": 21}, True), ({"score": "reweighted"}, True), ({"search": "faiss"}, True),
     ({"search_threads": 1}, False), ({"memory_limit_gb": 2.0}, False), ({"bank": "20"}, False)])
 def test_what_a_row_stands_for(pad, small, calls, changed, again):
     evaluation.evaluate(patchcore(), pad, small, seeds=1)

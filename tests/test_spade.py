@@ -31,7 +31,7 @@ def batches(pad, small):
 
 
 @pytest.mark.parametrize("parameters", [{}, {"k": 1}, {"k": 3, "kappa": 4}, {"kappa": 300}, {"search": "cdist"},
-                                        {"distance": "l2", "kappa": 3}, {"search": "torch", "kappa": 2}])
+                                        {"distance": "l2", "kappa": 3}, {"search": "faiss", "kappa": 2}])
 def test_both_stages_equal_loops(batches, parameters):
     """Image: mean over the K nearest pooled vectors. Pixel: mean over the kappa nearest of all positions of those K."""
     train, test = batches

@@ -79,9 +79,9 @@ class Cdist(Search):
 
 
 class Torch(Search):
-    """|x|^2 - 2xy + |y|^2 in float32: a matrix product per block of queries, whose smallest k are taken at once.
+    """|y|^2 - 2xy in float32: a matrix product per block of queries, whose smallest k rows are taken at once.
 
-    A block's distances are still in the cache when they are looked at, and all blocks reuse one buffer. The usual
+    Their distances are then written out: the form with the product cancels where they are small. A block's distances are still in the cache when they are looked at, and all blocks reuse one buffer. The usual
     1024 queries and 1000 rows are one block: with several threads every further one would be a wait for each other.
     """
 
@@ -101,10 +101,12 @@ class Torch(Search):
                 torch.addmm(self.norms, vectors[part], self.bank.T, alpha=-2, out=partial)
                 if k == 1:      # NumPy's argmin is vectorised, torch's minimum with its place is not
                     indices[part, 0] = torch.from_numpy(partial.numpy().argmin(axis=1))
-                    torch.gather(partial, 1, indices[part], out=nearest[part])
                 else:
-                    torch.topk(partial, k, dim=1, largest=False, out=(nearest[part], indices[part]))
-            return nearest.add_(vectors.square().sum(dim=1, keepdim=True)), indices
+                    indices[part] = torch.topk(partial, k, dim=1, largest=False).indices
+                exact = (vectors[part, None] - self.bank[indices[part]]).square_().sum(dim=2)    # (rows, k)
+                nearest[part], order = exact.sort(dim=1, stable=True)
+                indices[part] = indices[part].gather(1, order)
+            return nearest, indices
 
 
 class Numpy(Search):
