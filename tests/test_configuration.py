@@ -16,7 +16,8 @@ FIGURES = ["3.2", "3.3", "3.4", "3.5", "3.6", "3.7", "3.8", "3.9", "3.11", "3.12
 
 @pytest.mark.parametrize("method", METHODS)
 def test_it_rebuilds_the_detector(method):
-    detector = METHODS[method](weights="random", **{} if method == "efficientad" else {"layers": (1, 2)})
+    layers = {"efficientad": {}, "uninformed_students": {"layers": (1,)}}.get(method, {"layers": (1, 2)})
+    detector = METHODS[method](weights="random", **layers)
     configuration = Configuration.of(detector, Preprocess())
     assert configuration.detector("random").parameters() == detector.parameters()
     with pytest.raises(dataclasses.FrozenInstanceError):

@@ -96,7 +96,7 @@ class UninformedStudents(Trained):
         return {"extraction": outputs, "score": lambda maps: self._score(maps, constants["moments"])}
 
     def gather(self, maps) -> Nominal:
-        """All pictures, and what the teachers, which are distilled for it, say of them, on disk."""
+        """All pictures, and what the teachers say of them, on disk; teachers that are not at hand are distilled."""
         images = memory.on_disk(iter(maps.images))
         if len(images) < 2:
             raise ValueError(f"{len(images)} training picture: one is held out, so it needs at least 2")
@@ -141,11 +141,13 @@ class UninformedStudents(Trained):
 
     def prepare(self, collected):
         """Mean and deviation of every number of the teachers over the pictures trained on, (L * d, 1, 1) each."""
-        values = [torch.from_numpy(np.array(collected.described[index])).double()
-                  for index in self.split(len(collected.images))[0]]
-        mean = torch.stack([x.mean((1, 2)) for x in values]).mean(0)
-        squares = torch.stack([x.square().mean((1, 2)) for x in values]).mean(0)
-        std = (squares - mean.square()).clamp(min=1e-12).sqrt()
+        trained, _ = self.split(len(collected.images))
+        total = squares = torch.zeros(collected.described.shape[1], dtype=torch.float64)
+        for index in trained:
+            described = torch.from_numpy(np.array(collected.described[index])).double()
+            total, squares = total + described.mean((1, 2)), squares + described.square().mean((1, 2))
+        mean = total / len(trained)
+        std = (squares / len(trained) - mean.square()).clamp(min=1e-12).sqrt()
         return {"mean": mean.float()[:, None, None].to(self.device), "std": std.float()[:, None, None].to(self.device)}
 
     def losses(self, networks, constants, collected, step):
