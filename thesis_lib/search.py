@@ -82,8 +82,8 @@ class Torch(Search):
     """|y|^2 - 2xy in float32: a matrix product per block of queries, whose smallest k rows are taken at once.
 
     Their distances are then written out: the form with the product cancels where they are small. A block's products
-    are still in the cache when they are looked at, and all blocks reuse one buffer. The usual 1024 queries and 1000 rows
-    are one block: with several threads every further one would be a wait for each other.
+    are still in the cache when they are looked at, and all blocks reuse one buffer. The usual 1024 queries and 1000
+    rows are one block: with several threads every further one would be a wait for each other.
     """
 
     def fit(self, bank):
