@@ -87,6 +87,18 @@ def test_the_target_is_the_patch_embedding_of_twice_the_picture():
     torch.testing.assert_close(told.std((0, 2, 3), correction=0), torch.ones(384), atol=1e-3, rtol=0)
 
 
+def test_first_weights_keep_the_size_of_the_signal():
+    """What reaches the last layer; torch's own weights leave little of it."""
+    torch.manual_seed(0)
+    images, size = torch.nn.functional.avg_pool2d(torch.randn(2, 3, 256, 256), 4) * 4, {}
+    with torch.no_grad():
+        for name, start in (("own", lambda network: network), ("he", distillation.initialised)):
+            network = start(PDN("pdn_small", padding=True))
+            size[name] = torch.nn.Sequential(*list(network)[:-1])(images).std()
+    assert size["he"] > 5 * size["own"]
+    assert network.conv4.bias.abs().max() == 0 and network(images).std() < size["he"]
+
+
 def test_padding_only_adds_the_rim():
     """Distilled with padding, used without: the same vectors, but for the four at each side."""
     padded, plain = PDN("pdn_small", padding=True).eval(), PDN("pdn_small").eval()
