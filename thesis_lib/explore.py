@@ -3,6 +3,7 @@
 Widgets appear where somebody watches; the batch and rendered pages get the same view of one picture instead.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import combinations
@@ -165,14 +166,20 @@ def panel(detector: Detector, root: Path, category: Category, preprocess: Prepro
 
 
 def _choices(detector: Detector) -> dict[str, list]:
-    """Parameters of this method that can be chosen, with their values; the given ones first."""
+    """Parameters of this method that can be chosen, with (text, value); the given ones first, impossible ones left out."""
+    levels = [levels for count in (1, 2, 3) for levels in combinations((1, 2, 3), count)]
+    wanted = {"layers": levels, "backbone": ["resnet18", "resnet34", "pdn_small"],
+              "score": list(scoring.RULES) if isinstance(detector, PatchCore) else []}
     choices = {}
-    if hasattr(detector, "layers"):
-        every = [levels for count in (1, 2, 3) for levels in combinations((1, 2, 3), count)]
-        every = dict.fromkeys([detector.layers, *every])        # the given ones first, nothing twice
-        choices["layers"] = [(",".join(map(str, levels)), levels) for levels in every]
-    if hasattr(detector, "backbone"):
-        choices["backbone"] = list(dict.fromkeys([detector.backbone, "resnet18", "resnet34"]))
-    if isinstance(detector, PatchCore):
-        choices["score"] = list(scoring.RULES)
+    for name, values in wanted.items():
+        if not hasattr(detector, name):
+            continue
+        possible = [getattr(detector, name)]
+        for value in values:
+            with suppress(ValueError):
+                replace(detector, **{name: value})
+                possible += [value] * (value not in possible)
+        texts = [",".join(map(str, value)) if isinstance(value, tuple) else value for value in possible]
+        if len(possible) > 1:
+            choices[name] = list(zip(texts, possible, strict=True))
     return choices
