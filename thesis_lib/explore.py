@@ -166,7 +166,7 @@ def panel(detector: Detector, root: Path, category: Category, preprocess: Prepro
 
 
 def _choices(detector: Detector) -> dict[str, list]:
-    """Parameters of this method that can be chosen, with (text, value); the given ones first, impossible ones left out."""
+    """Parameters of this method that can be chosen, as (text, value): the given one first, impossible ones left out."""
     levels = [levels for count in (1, 2, 3) for levels in combinations((1, 2, 3), count)]
     wanted = {"layers": levels, "backbone": ["resnet18", "resnet34", "pdn_small"],
               "score": list(scoring.RULES) if isinstance(detector, PatchCore) else []}

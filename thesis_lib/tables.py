@@ -160,7 +160,7 @@ def overview(rows: pd.DataFrame) -> pd.DataFrame:
     timed = timed.set_index(["configuration", "category"])
     timed = timed.filter(regex="^(total_ms|stage_ms)").rename(columns=lambda name: name.replace("stage_ms.", "") + (
         " ms" if name.startswith("stage") else "")).rename(columns={"total_ms": "total ms"})
-    table = table.join(facts["method"]).join(timed).join(named)
+    table = table.join(facts["method"]).join(timed).join(named, rsuffix=", parameter")     # a quantile may be named low
     labels = table.reindex(columns=["method", "backbone", "layers", "embedding", "bank", "engine"]).astype(object)
     labels = labels.where(labels.notna() & (labels != "eager"), "").astype(str)
     return table.assign(label=labels.agg(lambda parts: " ".join(filter(None, parts)), axis=1))
