@@ -216,3 +216,12 @@ def test_contrast_pairs_what_differs_in_one_parameter(two_rows):
     assert found["pairs"] == 1 and found["AUROC, points"] == pytest.approx(change) and np.isnan(found["time, ratio"])
     assert tables.contrast(table, "bank", 20, 99)["pairs"] == 0
     assert tables.contrast(table, "bank", 20, 40, layers="2")["pairs"] == 0
+
+
+def test_overview_leaves_out_what_saw_fewer_test_pictures(two_rows, pad, small):
+    from thesis_lib import evaluation, results
+    from thesis_lib.methods import PatchCore
+    _, before = two_rows
+    evaluation.evaluate(PatchCore(weights="random", layers=(1,), bank=30), pad.subset(0, 4), small, seeds=1)
+    every = results.load_all().query("origin == 'own'")
+    assert len(every) == len(before) + 1 and sorted(tables.overview(every)["bank"]) == [20, 40]

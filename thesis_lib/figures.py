@@ -48,13 +48,13 @@ def stage_bars(panels: Mapping[str, pd.DataFrame]) -> Figure:
 def _stage_panel(axis, title: str, table: pd.DataFrame) -> None:
     aurocs = [column for column in table if column.startswith("AUROC")]
     stages = [column for column in table if column not in aurocs]
-    rows = np.arange(len(table))
+    rows, above = np.arange(len(table)), 0.2 if aurocs else 0
     left = np.zeros(len(table))
     for stage in stages:
-        axis.barh(rows - 0.2, table[stage], 0.36, left=left, label=stage, color=STAGE_COLOURS[stage])
+        axis.barh(rows - above, table[stage], 0.36, left=left, label=stage, color=STAGE_COLOURS[stage])
         left += table[stage].to_numpy()
     for row, total in enumerate(left):
-        axis.annotate(f"{total:.1f} ms", (total, row - 0.2), (3, 0), textcoords="offset points", va="center",
+        axis.annotate(f"{total:.1f} ms", (total, row - above), (3, 0), textcoords="offset points", va="center",
                       fontsize=8)
     axis.set(yticks=rows, yticklabels=table.index, xlabel="milliseconds per picture", xlim=(0, left.max() * 1.25),
              ylim=(len(table) - 0.5, -0.5))

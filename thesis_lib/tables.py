@@ -144,14 +144,17 @@ def overview(rows: pd.DataFrame) -> pd.DataFrame:
     """All that was measured: one line per configuration and category, of the rows of `results.load_all`.
 
     label, method, AUROC in % with its interval, milliseconds in total and per stage where it was timed, and all
-    parameters by name. A configuration that was measured again counts once, with its last rows.
+    parameters by name. A configuration that was measured again counts once, with its last rows; one that was measured
+    on fewer test pictures than others of its category (a smoke run) is left out.
     """
     parts = {kind: rows[rows["kind"] == kind].sort_values("finished") for kind in ("auroc", "time")}
     scored = parts["auroc"].drop_duplicates(["configuration", "category", "data", "seed"], keep="last")
     if scored.empty:
         return pd.DataFrame()
-    table = summary(scored).set_index(["configuration", "category"])
-    table = table[~table.index.duplicated(keep="last")]         # the same name, other pictures
+    tested = scored["scores"].map(len)
+    scored = scored[tested == tested.groupby(scored["category"]).transform("max")]
+    table = summary(scored).sort_values("n_train", kind="stable").set_index(["configuration", "category"])
+    table = table[~table.index.duplicated(keep="last")]         # the same name on fewer training pictures
     facts = scored.drop_duplicates(["configuration", "category"], keep="last").set_index(["configuration", "category"])
     named = facts.filter(like="parameters.").rename(columns=lambda name: name.removeprefix("parameters."))
     if "layers" in named:
@@ -160,7 +163,8 @@ def overview(rows: pd.DataFrame) -> pd.DataFrame:
     timed = timed.set_index(["configuration", "category"])
     timed = timed.filter(regex="^(total_ms|stage_ms)").rename(columns=lambda name: name.replace("stage_ms.", "") + (
         " ms" if name.startswith("stage") else "")).rename(columns={"total_ms": "total ms"})
-    table = table.join(facts["method"]).join(timed).join(named, rsuffix=", parameter")     # a quantile may be named low
+    named = named.rename(columns={name: f"{name}, parameter" for name in named if name in table})   # EfficientAD's low
+    table = table.join(facts["method"]).join(timed).join(named)
     labels = table.reindex(columns=["method", "backbone", "layers", "embedding", "bank", "engine"]).astype(object)
     labels = labels.where(labels.notna() & (labels != "eager"), "").astype(str)
     return table.assign(label=labels.agg(lambda parts: " ".join(filter(None, parts)), axis=1))
@@ -174,7 +178,7 @@ def contrast(table: pd.DataFrame, parameter: str, one: Any, other: Any, **fixed:
     for name, value in fixed.items():
         table = table[table[name] == value]
     same = [name for name in table.columns[table.columns.get_loc("method"):] if not name.endswith(" ms")
-            and name not in (parameter, "label")] + ["weights"]
+            and name not in (parameter, "label")] + ["weights", "n_train"]
     keyed = table.reset_index()
     keyed["same"] = [str(tuple(values)) for values in keyed[[*same, "category"]].itertuples(index=False)]
     first, second = (keyed[keyed[parameter].astype(str) == str(value)].drop_duplicates("same").set_index("same")
