@@ -104,9 +104,12 @@ class Torch(Search):
                     indices[part, 0] = torch.from_numpy(partial.numpy().argmin(axis=1))
                 else:
                     indices[part] = torch.topk(partial, k, dim=1, largest=False).indices
-                exact = (vectors[part, None] - self.bank[indices[part]]).square_().sum(dim=2)    # (rows, k)
-                nearest[part], order = exact.sort(dim=1, stable=True)
-                indices[part] = indices[part].gather(1, order)
+                apart = self.bank.index_select(0, indices[part].flatten()).view(-1, k, vectors.shape[1])
+                apart.sub_(vectors[part, None])                                         # (rows, k, D)
+                nearest[part] = torch.linalg.vecdot(apart, apart)
+            if k > 1:
+                nearest, order = nearest.sort(dim=1, stable=True)
+                indices = indices.gather(1, order)
             return nearest, indices
 
 
