@@ -18,7 +18,7 @@ from torch import nn
 from pretraining.stream import Batch, Stream
 from thesis_lib import weightfiles
 from thesis_lib.methods.base import parameter
-from thesis_lib.training import TrainingError, check_device, descend, mixed
+from thesis_lib.training import TrainingError, checkpoint_of, descend, mixed
 from thesis_lib.weightfiles import torchvision
 
 UNSEEN = 2**31      # number of the first batch that no training reaches: the accuracy is measured from here on
@@ -113,13 +113,7 @@ def train(recipe: Recipe, out: Path, *, device: str = "cpu", every_s: float = 60
     limit: stop after so many steps of this call, with a checkpoint and without a file (returns None).
     """
     out = Path(out)
-    if out.suffix != ".safetensors":
-        raise TrainingError(f"out={out}: needs a name that ends in .safetensors")
-    if limit is not None and limit < 1:
-        raise TrainingError(f"limit={limit}: needs at least 1")
-    check_device(device)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint = out.with_suffix(".checkpoint")
+    checkpoint = checkpoint_of(out, device, limit)
     stream = Stream(recipe.classes, recipe.side, recipe.batch, recipe.seed, device)
     with torch.random.fork_rng(devices=[]):     # PyTorch initialises from the global generator
         torch.manual_seed(recipe.seed)

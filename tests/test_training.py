@@ -12,7 +12,7 @@ from torch import nn
 from thesis_lib import evaluation, memory, paths, training
 from thesis_lib.data import Pictures
 from thesis_lib.methods.base import Prediction, parameter
-from thesis_lib.methods.trained import Trained, fingerprint
+from thesis_lib.methods.trained import Trained, fingerprint, held_out, standard
 from thesis_lib.training import TrainingError, descend
 
 
@@ -217,3 +217,18 @@ def test_fingerprint_sees_every_number():
     before = fingerprint(values)
     values[2, 3] = 1
     assert fingerprint(values) != before == fingerprint(np.zeros((3, 4), np.float32))
+
+
+@pytest.mark.parametrize(("count", "share", "held"), [
+    (10, 0.1, 1), (10, 0.0, 1), (10, 0.34, 3), (2, 0.9, 1), (3, 0.99, 2)])
+def test_something_is_held_out_and_something_trained_on(count, share, held):
+    trained, out = held_out(list(range(count)), share)
+    assert len(out) == held and sorted(trained + out) == list(range(count))
+
+
+def test_standard_is_mean_and_deviation_of_the_chosen():
+    maps = np.random.default_rng(0).normal(3, 2, (5, 4, 6, 6)).astype(np.float32)
+    found = standard(maps, [0, 2, 3])
+    chosen = maps[[0, 2, 3]].astype(float)
+    assert np.allclose(found["mean"][:, 0, 0], chosen.mean((0, 2, 3)), atol=1e-6)
+    assert np.allclose(found["std"][:, 0, 0], chosen.std((0, 2, 3)), atol=1e-6)

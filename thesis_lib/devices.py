@@ -66,10 +66,10 @@ def whole(name: str, side: int = 224) -> Work:
         return count(torchvision().models.get_model(name, weights=None).eval(), side)
 
 
-def cut(name: str, layers: Sequence[int], side: int) -> Work:
+def cut(name: str, layers: Sequence[int], side: int, tap: str = "output") -> Work:
     """A backbone up to its deepest level."""
     with torch.device("meta"):
-        return count(backbones.load(name, tuple(layers), "random"), side)
+        return count(backbones.load(name, tuple(layers), "random", tap=tap), side)
 
 
 def search(positions: int, rows: int, dim: int) -> Work:

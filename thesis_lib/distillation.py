@@ -20,7 +20,7 @@ from thesis_lib import backbones, embedding, sources, weightfiles
 from thesis_lib.methods.base import parameter
 from thesis_lib.pdn import CHANNELS, PDN
 from thesis_lib.sources import Source
-from thesis_lib.training import Course, TrainingError, check_device, descend
+from thesis_lib.training import Course, TrainingError, checkpoint_of, descend
 
 GREY = 0.1              # of the pictures lose their colours, for teacher and student alike
 STATISTICS = 2**31      # batches from here on, which no training reaches, set mean and deviation of the target
@@ -138,11 +138,7 @@ def pdn(recipe: Recipe, out: Path, *, device: str = "cpu", every_s: float = 60.0
     limit: stop after so many steps of this call, with a checkpoint and without a file (returns None).
     """
     out = Path(out)
-    if out.suffix != ".safetensors":
-        raise TrainingError(f"out={out}: needs a name that ends in .safetensors")
-    check_device(device)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint = out.with_suffix(".checkpoint")
+    checkpoint = checkpoint_of(out, device, limit)
     source = sources.parse(recipe.pictures, recipe.side, recipe.batch, recipe.seed)
     backbone = backbones.load(recipe.teacher, recipe.layers, recipe.weights)
     target = PatchTarget(backbone).to(device, memory_format=torch.channels_last)

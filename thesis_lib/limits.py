@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
-from thesis_lib import backbones
+from thesis_lib import devices
 from thesis_lib.methods import PatchCore
 from thesis_lib.tables import STAGES
 
@@ -40,11 +39,7 @@ def machine(seconds: float = 1.0) -> Machine:
 
 def network_macs(name: str, layers: tuple[int, ...], side: int, tap: str = "output") -> int:
     """Multiply-accumulates of the network up to its deepest level, for one picture of side x side pixels."""
-    with torch.device("meta"):                                      # shapes are enough to count
-        network, image = backbones.load(name, layers, "random", tap=tap), torch.empty(1, 3, side, side)
-    with FlopCounterMode(display=False) as counter:
-        network(image)
-    return counter.get_total_flops() // 2
+    return devices.cut(name, layers, side, tap).macs
 
 
 def work(detector: PatchCore, side: int) -> Mapping[str, tuple[int, int]]:

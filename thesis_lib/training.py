@@ -90,6 +90,17 @@ def check_device(device: str) -> None:
         raise TrainingError(f"device={device}: needs cpu, or cuda where there is one")
 
 
+def checkpoint_of(out: Path, device: str, limit: int | None) -> Path:
+    """Checkpoint beside the weights that a training is to write, its folder made; TrainingError for what cannot be."""
+    if out.suffix != ".safetensors":
+        raise TrainingError(f"out={out}: needs a name that ends in .safetensors")
+    if limit is not None and limit < 1:
+        raise TrainingError(f"limit={limit}: needs at least 1")
+    check_device(device)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return out.with_suffix(".checkpoint")
+
+
 def _say(what: str, course: Course, steps: int, optimizers) -> None:
     recent = {name: values[-50:] for name, values in course.losses.items()}
     log.info("%s: step %d of %d, %.0f s, learning rate %.2g, loss of %s", what, course.step, steps, course.seconds,

@@ -16,7 +16,7 @@ from torch import nn
 
 from thesis_lib import autoencoder, backbones, data, distillation, memory, sources, training
 from thesis_lib.methods.base import Prediction, parameter
-from thesis_lib.methods.trained import Trained
+from thesis_lib.methods.trained import Trained, held_out, standard
 from thesis_lib.pdn import CHANNELS, PDN, RIM
 from thesis_lib.weightfiles import torchvision
 
@@ -126,23 +126,14 @@ class EfficientAD(Trained):
 
     def split(self, count: int) -> tuple[list[int], list[int]]:
         """Numbers of the pictures that are trained on, and of those that are held out."""
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(self.seed)).tolist()
-        held = min(max(1, round(self.held_out * count)), count - 1)
-        return order[held:], order[:held]
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(self.seed))
+        return held_out(order.tolist(), self.held_out)
 
     def prepare(self, collected):
         """Mean and standard deviation of the teacher's channels over the training pictures, (C, 1, 1)."""
         if self.penalty != "none":
             self._penalty = sources.parse(self.penalty, self.side_, 1, self.seed)
-        trained, _ = self.split(len(collected.images))
-        total = squares = torch.zeros(CHANNELS, dtype=torch.float64)
-        for index in trained:
-            described = torch.from_numpy(np.array(collected.described[index])).double()
-            total, squares = total + described.mean((1, 2)), squares + described.square().mean((1, 2))
-            memory.release(collected.images)
-        mean = total / len(trained)
-        std = (squares / len(trained) - mean.square()).clamp(min=1e-12).sqrt()
-        return {"mean": mean.float()[:, None, None].to(self.device), "std": std.float()[:, None, None].to(self.device)}
+        return standard(collected.described, self.split(len(collected.images))[0])
 
     def losses(self, networks, constants, collected, step):
         trained, _ = self.split(len(collected.images))

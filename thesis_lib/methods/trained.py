@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from thesis_lib import backbones, engines, paths, training
+from thesis_lib import backbones, engines, memory, paths, training
 from thesis_lib.methods.base import Detector, parameter
 
 PRECISIONS = ("float32", "bfloat16")
@@ -77,7 +77,7 @@ class Trained(Detector):
             torch.manual_seed(self.seed)
             networks = self.architecture().to(self.device).train()
         with torch.no_grad():
-            constants = self.prepare(collected)
+            constants = {name: value.to(self.device) for name, value in self.prepare(collected).items()}
 
         def losses(step: int) -> dict:
             with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.precision == "bfloat16"):
@@ -132,6 +132,24 @@ class Trained(Detector):
             raise ValueError(f"snapshots={self.snapshots}: needs at least 1, the last state")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision={self.precision!r}: needs one of {', '.join(PRECISIONS)}")
+
+
+def held_out(order: Sequence[int], share: float) -> tuple[list[int], list[int]]:
+    """Numbers to be trained on, and those that are held out: the first of the order, at least one of either."""
+    count = min(max(1, round(share * len(order))), len(order) - 1)
+    return list(order[count:]), list(order[:count])
+
+
+def standard(described: np.ndarray, numbers: Sequence[int]) -> dict[str, torch.Tensor]:
+    """Mean and deviation of every channel of maps (N, C, h, w) over these pictures, (C, 1, 1) each; in float64."""
+    total = squares = torch.zeros(described.shape[1], dtype=torch.float64)
+    for number in numbers:
+        one = torch.from_numpy(np.array(described[number])).double()
+        total, squares = total + one.mean((1, 2)), squares + one.square().mean((1, 2))
+        memory.release(described)
+    mean = total / len(numbers)
+    std = (squares / len(numbers) - mean.square()).clamp(min=1e-12).sqrt()
+    return {"mean": mean.float()[:, None, None], "std": std.float()[:, None, None]}
 
 
 def fingerprint(content: str | np.ndarray) -> str:

@@ -17,7 +17,7 @@ from torch import nn
 
 from thesis_lib import backbones, memory, patchnets, sources, teachers
 from thesis_lib.methods.base import Prediction, parameter
-from thesis_lib.methods.trained import Trained
+from thesis_lib.methods.trained import Trained, held_out, standard
 from thesis_lib.patchnets import PatchNetwork
 
 
@@ -135,20 +135,11 @@ class UninformedStudents(Trained):
 
     def split(self, count: int) -> tuple[list[int], list[int]]:
         """Numbers of the pictures that are trained on, and of those that are held out."""
-        order = np.random.default_rng(self.seed).permutation(count).tolist()
-        held = max(1, round(self.held_out * count))
-        return order[held:], order[:held]
+        return held_out(np.random.default_rng(self.seed).permutation(count).tolist(), self.held_out)
 
     def prepare(self, collected):
         """Mean and deviation of every number of the teachers over the pictures trained on, (L * d, 1, 1) each."""
-        trained, _ = self.split(len(collected.images))
-        total = squares = torch.zeros(collected.described.shape[1], dtype=torch.float64)
-        for index in trained:
-            described = torch.from_numpy(np.array(collected.described[index])).double()
-            total, squares = total + described.mean((1, 2)), squares + described.square().mean((1, 2))
-        mean = total / len(trained)
-        std = (squares / len(trained) - mean.square()).clamp(min=1e-12).sqrt()
-        return {"mean": mean.float()[:, None, None].to(self.device), "std": std.float()[:, None, None].to(self.device)}
+        return standard(collected.described, self.split(len(collected.images))[0])
 
     def losses(self, networks, constants, collected, step):
         trained, _ = self.split(len(collected.images))
