@@ -1,7 +1,7 @@
 """One picture through PatchCore, all stages: a plain prototype, our engines, and the arithmetic floor, in turn.
 
     python -m benchmarks.bench_picture                                         # demo pictures, bundled weights
-    python -m benchmarks.bench_picture--data data/mvtec_ad --category screw --weights imagenet --threads 1
+    python -m benchmarks.bench_picture --data data/mvtec_ad --category screw --weights imagenet --threads 1
 
 The prototype is what one writes in an afternoon: network and pooling as one frozen, fused TorchScript graph, the
 search by FAISS' flat index. Every side scores every picture (--rounds of them) after one untimed run, in a new order

@@ -62,7 +62,7 @@ def _measure(args) -> int:
             print(f"  {results.path(row)}")
     if args.out:
         results.write_atomically(args.out, "".join(map(results.line, rows)))
-        print(f"{args.out}: for outputs/results of the desktop, one row for each of threads "
+        print(f"{args.out}: for outputs/results/devices of the desktop, one row for each of threads "
               f"{', '.join(str(row['threads']) for row in rows)}")
     return 0
 
