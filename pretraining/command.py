@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from thesis_lib.cli import converter
+from thesis_lib.method_cli import converter
 from thesis_lib.training import TrainingError
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from thesis_lib import batch, cli, data, doctor, evaluation, paths, synthetic
+from thesis_lib import batch, cli, data, doctor, evaluation, method_cli, paths, synthetic
 from thesis_lib.methods import METHODS, PatchCore
 
 pytestmark = pytest.mark.usefixtures("networks_built_once")
@@ -186,12 +186,12 @@ def test_bad_protocol_is_one_line(evaluate, option, value):
     (int | None, "None", None), (int | None, "3", 3), (int | str, "1%", "1%"), (int | str, "7", 7),
     (str, "none", "none"), (tuple[int, ...], "2,3", (2, 3)), (float | None, "0.5", 0.5)])
 def test_text_becomes_the_type_of_the_field(annotation, text, value):
-    assert cli.converter(annotation)(text) == value
+    assert method_cli.converter(annotation)(text) == value
 
 
 def test_text_of_no_type_is_refused():
     with pytest.raises(argparse.ArgumentTypeError, match="'x': needs int or none"):
-        cli.converter(int | None)("x")
+        method_cli.converter(int | None)("x")
 
 
 def test_unknown_category_lists_those_there_are(thesis, make_category):
