@@ -46,6 +46,14 @@ def test_a_picture_is_a_function_of_seed_and_number(kind, photographs):
     assert plain.min() > -0.01 and plain.max() < 1.01 and plain.std() > 0.02
 
 
+@pytest.mark.parametrize("kind", ["procedural", "folder"])
+def test_pictures_do_not_depend_on_the_precision_of_the_training(kind, photographs):
+    source = sources.parse("procedural" if kind == "procedural" else str(photographs), 64, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        asked = source[3]
+    torch.testing.assert_close(asked, source[3], rtol=0, atol=0)
+
+
 def test_a_folder_is_known_by_its_pictures(photographs, tmp_path):
     before = sources.Folder(photographs, 64, 1).identity
     (tmp_path / "elsewhere").mkdir()

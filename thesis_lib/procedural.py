@@ -34,6 +34,7 @@ class Procedural:
     def __init__(self, side: int, batch: int, seed: int = 0):
         self.side, self.batch, self.seed = side, batch, seed
 
+    @torch.autocast("cpu", enabled=False)       # asked for within a training in bfloat16: the pictures are the same
     def __getitem__(self, number: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(mixed(self.seed, number))
         numbers = torch.rand(self.batch, NUMBERS, generator=generator)
