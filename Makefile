@@ -50,4 +50,4 @@ check: $(READY)  ## style of code and notebooks
 	$(BIN)/nbstripout --verify --keep-id notebooks/*.ipynb
 
 clean:  ## remove the environment and everything generated, except what is committed
-	rm -rf $(VENV) data/demo outputs/notebooks
+	rm -rf $(VENV) data/demo outputs/notebooks outputs/checkpoints outputs/features outputs/site

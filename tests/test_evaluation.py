@@ -115,6 +115,7 @@ def test_one_extraction_serves_all_levels_and_methods(pad, small, monkeypatch):
     detectors = {"first": patchcore(), "pooled": patchcore(embedding="max_k5_s2_p2"), "second": patchcore(layers=(2,)),
                  "padim": PaDiM(weights="random", layers=(1, 2), channels=8),
                  "spade": SPADE(weights="random", layers=(1,), pooled=2, k=2)}
+    monkeypatch.setenv("THESIS_FEATURES_GB", "0")
     alone = {name: evaluation.evaluate(dataclasses.replace(detector), pad, small, seeds=1)
              for name, detector in detectors.items()}
     read, genuine = [], data.Preprocess.image

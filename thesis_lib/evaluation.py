@@ -13,7 +13,7 @@ from sklearn.exceptions import NotFittedError
 from thesis_lib import backbones, engines, metrics, results, timing
 from thesis_lib.configuration import Configuration
 from thesis_lib.data import Category, Pictures, Preprocess
-from thesis_lib.features import Extracted, Stored
+from thesis_lib.features import Extracted, Stored, keepable
 from thesis_lib.methods.base import Detector, Prediction
 from thesis_lib.progress import track
 from thesis_lib.stamp import stamp
@@ -147,11 +147,11 @@ def _fitted(detector: Detector) -> bool:
 
 
 def _extract(detectors, groups, *pictures: Pictures) -> tuple:
-    """The network of all groups, and the feature maps of each `pictures`: kept where more than one group asks."""
+    """The network of all groups, and the feature maps of each `pictures`: computed once where anybody asks again."""
     every = [detectors[keys[0][0]] for keys in groups]
     network = every[0].network(tuple(sorted({level for detector in every for level in detector.levels})), pictures[0])
     maps = [Extracted(network, images) for images in pictures]
-    return network, *(maps if len(groups) == 1 else map(Stored, maps))
+    return network, *(Stored(images) if len(groups) > 1 or keepable(images) else images for images in maps)
 
 
 def _measure(detectors, groups, category: Category, preprocess: Preprocess, batch_size: int, pixels: bool):
@@ -181,11 +181,11 @@ def _fit(detectors, keys, network, maps: Extracted | Stored) -> tuple[dict, dict
 
     The detector that was passed in is itself fitted for its own seed, so that it can be used afterwards.
     """
-    start = time.perf_counter()
+    extraction, start = maps.seconds, time.perf_counter()
     first = replace(detectors[keys[0][0]])      # unfitted: nothing but what is gathered is adopted
     first.backbone_ = network.cut(first.levels)
     collected = first.gather_nominal(maps)
-    common = time.perf_counter() - start + getattr(maps, "seconds", 0)
+    common = extraction + time.perf_counter() - start
     fitted, seconds = {}, {}
     for name, _ in keys:
         detectors[name].adopt(first)

@@ -1,15 +1,29 @@
-"""Feature maps of pictures, batch after batch: computed as they are read, or kept in a file for many configurations."""
+"""Feature maps of pictures, batch after batch: computed as they are read, or kept on disk for whoever asks again."""
 
-import math
+import hashlib
+import json
+import os
+import shutil
+import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict
+from functools import cache, cached_property
+from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 
-from thesis_lib import memory
+from thesis_lib import memory, paths, stamp
+from thesis_lib.data import Pictures
 from thesis_lib.embedding import Features
 from thesis_lib.progress import track
+from thesis_lib.results import write_atomically
+
+LIMIT_GB = 4.0          # of kept maps, where THESIS_FEATURES_GB says nothing else
 
 
 class Extracted:
@@ -18,43 +32,186 @@ class Extracted:
     `samples` are those of the images, where they are known: it is by them that fit refuses test pictures.
     """
 
+    seconds = 0.0           # spent beforehand
+
     def __init__(self, backbone, images: Iterable[torch.Tensor]):
         self.backbone, self.images = backbone, images
         self.samples = getattr(images, "samples", ())
 
     def batches(self, layers: Iterable[int]) -> Iterator[Features]:
-        """{level: (b, C, h, w)} of these levels for every batch."""
+        """{level: (b, C, h, w)} of these levels for every batch; the next one is read meanwhile."""
         count = len(self.images) if hasattr(self.images, "__len__") else None
-        for batch in track(self.images, count, "features"):
+        for batch in track(_ahead(self.images), count, "features"):
             features = self.backbone(batch)
             yield {level: features[level] for level in layers}
 
 
 class Stored:
-    """The same batches, computed once: one row per picture in an unnamed file on disk; `seconds` is what that took."""
+    """The same batches, computed when they are first asked for: one file per level on disk.
+
+    What `keepable` allows is kept below outputs/features, named by a hash of all that decides its numbers, and found
+    again by the next evaluation, whatever its method; it may be deleted at any time. THESIS_FEATURES_GB limits it: the
+    longest unused maps go first. Anything else lies in unnamed files.
+    """
 
     def __init__(self, extracted: Extracted):
-        self.images, self.samples, self.sizes = extracted.images, extracted.samples, []
-        start = time.perf_counter()
+        self.extracted, self.images, self.samples = extracted, extracted.images, extracted.samples
 
-        def rows():
-            for features in extracted.batches(extracted.backbone.layers):
-                self.shapes = {level: tuple(x.shape[1:]) for level, x in features.items()}
-                self.sizes.append(len(features[min(features)]))
-                yield torch.cat([x.flatten(1) for x in features.values()], dim=1)
-
-        self.rows = memory.on_disk(rows())                                          # (N, F)
-        self.seconds = time.perf_counter() - start
+    @property
+    def seconds(self) -> float:
+        """What computing the maps took, now or when it was done."""
+        return max(level["seconds"] for level, _ in self._levels.values())
 
     def batches(self, layers: Iterable[int]) -> Iterator[Features]:
         """{level: (b, C, h, w)} of these levels for every batch; the others are not read."""
-        ends = np.cumsum([math.prod(shape) for shape in self.shapes.values()])
-        columns = {level: slice(end - math.prod(shape), end)
-                   for (level, shape), end in zip(self.shapes.items(), ends, strict=True)}
+        read = {level: self._levels[level] for level in layers}
         first = 0
-        for size in self.sizes:
-            rows = self.rows[first:first + size]
-            yield {level: torch.from_numpy(np.array(rows[:, columns[level]])).view(size, *self.shapes[level])
-                   for level in layers}
-            memory.release(self.rows)
+        for size in next(iter(read.values()))[0]["sizes"]:
+            batch = {level: torch.from_numpy(np.array(rows[first:first + size])) for level, (_, rows) in read.items()}
+            yield {level: x.permute(0, 3, 1, 2) if read[level][0]["channels_last"] else x for level, x in batch.items()}
+            for _, rows in read.values():
+                memory.release(rows)
             first += size
+
+    @cached_property
+    def _levels(self) -> dict[int, tuple[dict, np.memmap]]:
+        """Facts of each level, and its maps (N, C, h, w) or (N, h, w, C): in memory's order, sums depend on it."""
+        layers = self.extracted.backbone.layers
+        files = _files(self.extracted) if keepable(self.extracted) else {}
+        found = {level: kept for level, file in files.items() if (kept := _kept(file))}
+        missing = [level for level in layers if level not in found]
+        return found | (self._compute(missing, files) if missing else {})
+
+    def _compute(self, layers: Sequence[int], files: dict[int, Path]) -> dict[int, tuple[dict, np.memmap]]:
+        start, sizes, facts = time.perf_counter(), [], {}
+        if files:
+            _make_room(_bytes(self.extracted))
+        with ExitStack() as stack:
+            streams = {level: stack.enter_context(_stream(files.get(level))) for level in layers}
+            for features in self.extracted.batches(layers):
+                sizes.append(len(features[layers[0]]))
+                for level, x in features.items():
+                    channels_last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+                    rows = (x.permute(0, 2, 3, 1) if channels_last else x).contiguous()
+                    facts[level] = {"channels_last": channels_last, "shape": rows.shape[1:]}
+                    streams[level].write(rows.numpy().data)
+            if not sizes:
+                raise ValueError("fit was given no pictures")
+            common, found = {"sizes": sizes, "seconds": time.perf_counter() - start}, {}
+            for level, stream in streams.items():
+                stream.flush()
+                about = facts[level] | common
+                found[level] = about, _rows(stream, about)
+                if level in files:
+                    write_atomically(_about(files[level]), json.dumps(about))
+                    os.replace(stream.name, files[level])
+        return found
+
+
+def limit_bytes() -> float:
+    """Of kept feature maps: THESIS_FEATURES_GB, 0 keeps none; ValueError where it is no number."""
+    text = os.environ.get("THESIS_FEATURES_GB") or LIMIT_GB
+    with suppress(ValueError):
+        if float(text) >= 0:
+            return float(text) * 1e9
+    raise ValueError(f"THESIS_FEATURES_GB={text!r}: needs gigabytes, or 0 to keep no feature maps")
+
+
+def keepable(extracted: Extracted) -> bool:
+    """Whether the maps are those of `Pictures` and within the limit, with a tenth of the disk left free."""
+    if not isinstance(extracted.images, Pictures) or not limit_bytes():
+        return False
+    folder = paths.features()
+    folder.mkdir(parents=True, exist_ok=True)
+    disk = shutil.disk_usage(folder)
+    return _bytes(extracted) <= min(limit_bytes(), sum(_sizes().values()) + disk.free - disk.total / 10)
+
+
+def _bytes(extracted: Extracted) -> int:
+    network, side = extracted.backbone, extracted.images.preprocess.side
+    return 4 * len(extracted.samples) * sum(channels * (-(-side // network.strides[level])) ** 2
+                                            for level, channels in network.channels.items())
+
+
+def _ahead(batches: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+    with ThreadPoolExecutor(1) as reader:
+        iterator = iter(batches)
+        coming = reader.submit(next, iterator, None)
+        while (batch := coming.result()) is not None:
+            coming = reader.submit(next, iterator, None)
+            yield batch
+
+
+def _files(extracted: Extracted) -> dict[int, Path]:
+    """Where the maps of each level are kept: a hash of network, preprocessing, pictures, library and machine."""
+    network, pictures = extracted.backbone, extracted.images
+    model = getattr(network, "model", None)
+    about = {"network": network.name, "weights": network.weights, "tap": getattr(network, "tap", None),
+             "model": model and [hashlib.sha256(model).hexdigest(), network.layers, stamp.version_of("onnxruntime")],
+             "preprocess": asdict(pictures.preprocess), "batch_size": pictures.batch_size,
+             "pictures": [_content(sample.path, sample.path.stat().st_mtime_ns) for sample in pictures.samples],
+             "library": stamp.library_hash(), "torch": torch.__version__, "cpu": stamp.stamp()["cpu"],
+             "threads": torch.get_num_threads()}
+    return {level: paths.features() / hashlib.sha256(json.dumps([level, about]).encode()).hexdigest()[:32]
+            for level in network.layers}
+
+
+@cache
+def _content(path: Path, changed: int) -> str:
+    """Once for every state of a picture."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _kept(file: Path) -> tuple[dict, np.memmap] | None:
+    """Facts and maps; None where they are not there, cut short, or go while they are opened."""
+    try:
+        about = json.loads(_about(file).read_text())
+        rows = _rows(file, about)
+        os.utime(file)                              # the longest unused one goes first
+    except (OSError, ValueError):
+        return None
+    return about, rows
+
+
+def _rows(file: Path | BinaryIO, about: dict) -> np.memmap:
+    return np.memmap(file, dtype=np.float32, mode="r", shape=(sum(about["sizes"]), *about["shape"]))
+
+
+def _about(file: Path) -> Path:
+    return file.with_suffix(".json")
+
+
+def _sizes() -> dict[Path, int]:
+    """Bytes of the kept maps, the longest unused first; one that goes meanwhile counts nothing."""
+    found = {}
+    for file in paths.features().iterdir():
+        with suppress(FileNotFoundError):
+            if not file.suffix:
+                found[file] = file.stat()
+    return {file: found[file].st_size for file in sorted(found, key=lambda file: found[file].st_mtime_ns)}
+
+
+def _make_room(needed: int) -> None:
+    """Delete what was unused for longest until so many bytes more are within the limit."""
+    kept = _sizes()
+    total = sum(kept.values())
+    for file, size in kept.items():
+        if total + needed <= limit_bytes():
+            return
+        file.unlink(missing_ok=True)
+        _about(file).unlink(missing_ok=True)
+        total -= size
+
+
+@contextmanager
+def _stream(file: Path | None) -> Iterator[BinaryIO]:
+    """A file to write to: unnamed, or beside the one that it will become and gone where that does not happen."""
+    if file is None:
+        with tempfile.TemporaryFile() as stream:
+            yield stream
+        return
+    with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".partial", delete=False) as stream:
+        try:
+            yield stream
+        finally:
+            Path(stream.name).unlink(missing_ok=True)

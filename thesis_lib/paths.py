@@ -58,6 +58,11 @@ def checkpoints() -> Path:
     return outputs() / "checkpoints"
 
 
+def features() -> Path:
+    """Feature maps that the next evaluation finds again; may be deleted at any time."""
+    return outputs() / "features"
+
+
 def site() -> Path:
     """The documentation, built from the executed notebooks."""
     return outputs() / "site"
