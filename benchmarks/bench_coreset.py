@@ -1,7 +1,7 @@
 """Farthest-first coreset against the plain loop in torch, on real patch features, both sides in turn in one process.
 
     python -m benchmarks.bench_coreset                                         # demo pictures, bundled weights
-    python -m benchmarks.bench_coreset--data data/mvtec_ad --category screw --weights imagenet
+    python -m benchmarks.bench_coreset --data data/mvtec_ad --category screw --weights imagenet
 
 Three sides per size: the library, the plain loop, and reading all features once, which is the floor of any loop that
 looks at every row for every pick. Before the clock starts, the library's rows must be those of the plain loop in

@@ -9,7 +9,7 @@ from PIL import Image
 
 from thesis_lib import backbones, data, engines, evaluation, paths
 from thesis_lib.features import Extracted, Stored
-from thesis_lib.methods import PatchCore
+from thesis_lib.methods import PatchCore, UninformedStudents
 
 IMAGES = list(torch.randn(5, 3, 64, 64, generator=torch.Generator().manual_seed(0)).split(2))
 
@@ -23,13 +23,14 @@ def network():
 def test_stored_equals_extracted(network, layers):
     extracted = Extracted(network, IMAGES)
     stored = Stored(extracted)
-    assert stored.seconds > 0
+    assert stored.seconds == extracted.seconds == 0         # nobody has asked for a map
     for kind in (extracted, stored, stored):                # a second time, too
         batches = list(kind.batches(layers))
         assert [len(batch[layers[0]]) for batch in batches] == [2, 2, 1]
         for batch, images in zip(batches, IMAGES, strict=True):
             assert tuple(batch) == layers
             assert all(torch.equal(batch[level], network(images)[level]) for level in layers)
+    assert stored.seconds > 0 == stored.found_seconds
 
 
 def test_a_level_that_was_not_extracted_is_an_error(network):
@@ -82,8 +83,9 @@ def test_maps_of_pictures_are_found_again(network, pad, small):
     assert shown(network, pictures) == len(pad.train) > 3
     assert shown(network, data.Pictures(pad.train, small, batch_size=3)) == 0
     assert shown(network.cut((2,)), pictures) == shown(network.cut((1, 3)), pictures) == 0
-    seconds = Stored(Extracted(network, pictures)).seconds
-    assert seconds == Stored(Extracted(Counting(network), pictures)).seconds > 0      # that of the first time
+    first, second = (Stored(Extracted(network, pictures)) for _ in range(2))
+    assert next(first.batches((1,))) and next(second.batches((2,)))
+    assert first.seconds == first.found_seconds == second.seconds > 0           # that of the first time
 
 
 def test_only_missing_levels_are_computed(network, pad, small):
@@ -161,14 +163,20 @@ def test_what_is_not_whole_is_not_used(network, pad, small, damage):
 
 
 def test_rows_do_not_depend_on_what_is_kept(pad, small, monkeypatch):
-    """Another seed later, from kept maps, is what both at once would have been; fit's seconds count the extraction."""
+    """Later and from kept maps, they are what they were; the seconds of fit count the extraction."""
     detector = PatchCore(layers=(1, 2), weights="random", bank=20)
     at_once = evaluation.evaluate(detector, pad, small, seeds=2)
     monkeypatch.setattr(data.Preprocess, "image", None)
     again = evaluation.evaluate(detector, pad, small, seeds=2, force=True, pixels=False)
     assert list(again.scores) == list(at_once.scores) and list(again.image_auroc) == list(at_once.image_auroc)
-    assert (again.fit_s > Stored.seconds.fget(_first_stored(pad, small))).all()
+    stored = Stored(Extracted(backbones.load("resnet18", (1, 2), "random"), data.Pictures(pad.train, small)))
+    assert next(stored.batches((1,)))
+    assert (again.fit_s > stored.seconds).all() and stored.seconds > 0
 
 
-def _first_stored(pad, small):
-    return Stored(Extracted(backbones.load("resnet18", (1, 2), "random"), data.Pictures(pad.train, small)))
+def test_a_method_that_asks_for_no_maps_gets_none(pad, small):
+    """Uninformed Students look at the pictures alone."""
+    detector = UninformedStudents(weights="random", patch_sizes=(17,), channels=2, students=1, stride=16,
+                                  source="nominal", teacher_steps=1, epochs=1)
+    evaluation.evaluate(detector, pad, small, seeds=1, pixels=False)
+    assert not list(paths.features().iterdir())

@@ -181,11 +181,11 @@ def _fit(detectors, keys, network, maps: Extracted | Stored) -> tuple[dict, dict
 
     The detector that was passed in is itself fitted for its own seed, so that it can be used afterwards.
     """
-    extraction, start = maps.seconds, time.perf_counter()
+    earlier, start = maps.seconds, time.perf_counter()
     first = replace(detectors[keys[0][0]])      # unfitted: nothing but what is gathered is adopted
     first.backbone_ = network.cut(first.levels)
     collected = first.gather_nominal(maps)
-    common = extraction + time.perf_counter() - start
+    common = time.perf_counter() - start + (earlier or maps.found_seconds)
     fitted, seconds = {}, {}
     for name, _ in keys:
         detectors[name].adopt(first)

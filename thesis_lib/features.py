@@ -32,7 +32,7 @@ class Extracted:
     `samples` are those of the images, where they are known: it is by them that fit refuses test pictures.
     """
 
-    seconds = 0.0           # spent beforehand
+    seconds = found_seconds = 0.0       # spent beforehand; see Stored
 
     def __init__(self, backbone, images: Iterable[torch.Tensor]):
         self.backbone, self.images = backbone, images
@@ -51,16 +51,18 @@ class Stored:
 
     What `keepable` allows is kept below outputs/features, named by a hash of all that decides its numbers, and found
     again by the next evaluation, whatever its method; it may be deleted at any time. THESIS_FEATURES_GB limits it: the
-    longest unused maps go first. Anything else lies in unnamed files.
+    longest unused maps go first. Anything else lies in unnamed files. `found_seconds` is what computing the maps took
+    where all of them were found.
     """
 
     def __init__(self, extracted: Extracted):
         self.extracted, self.images, self.samples = extracted, extracted.images, extracted.samples
+        self.found_seconds = 0.0
 
     @property
     def seconds(self) -> float:
-        """What computing the maps took, now or when it was done."""
-        return max(level["seconds"] for level, _ in self._levels.values())
+        """What computing the maps took, whenever that was done; 0 as long as nobody has asked for one."""
+        return max((facts["seconds"] for facts, _ in vars(self).get("_levels", {}).values()), default=0.0)
 
     def batches(self, layers: Iterable[int]) -> Iterator[Features]:
         """{level: (b, C, h, w)} of these levels for every batch; the others are not read."""
@@ -80,7 +82,10 @@ class Stored:
         files = _files(self.extracted) if keepable(self.extracted) else {}
         found = {level: kept for level, file in files.items() if (kept := _kept(file))}
         missing = [level for level in layers if level not in found]
-        return found | (self._compute(missing, files) if missing else {})
+        if missing:
+            return found | self._compute(missing, files)
+        self.found_seconds = max(facts["seconds"] for facts, _ in found.values())
+        return found
 
     def _compute(self, layers: Sequence[int], files: dict[int, Path]) -> dict[int, tuple[dict, np.memmap]]:
         start, sizes, facts = time.perf_counter(), [], {}
