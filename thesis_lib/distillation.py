@@ -37,7 +37,7 @@ class Recipe:
     pictures: str = parameter("procedural", "procedural, or a folder of photographs")
     side: int = parameter(128, "of a picture, pixels; the paper's 256")
     batch: int = parameter(4, "pictures per step; the paper's 16")
-    steps: int = parameter(600, "steps; the paper's 60000")
+    steps: int = parameter(2400, "steps; the paper's 60000")
     sample: int = parameter(128, "pictures that set mean and deviation of the target; the paper's 10000")
     rate: float = parameter(1e-3, "highest learning rate of Adam; the paper's 1e-4, constant")
     decay: float = parameter(1e-5, "weight decay")

@@ -12,7 +12,9 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-BUNDLED = {"resnet18": ("resnet18_procedural.safetensors", "46c50604f8db1e41")}     # file, first digits of its SHA-256
+BUNDLED = {     # file, first digits of its SHA-256
+    "resnet18": ("resnet18_procedural.safetensors", "46c50604f8db1e41"),
+    "pdn_small": ("pdn_small_procedural.safetensors", "1c33ce0a364ab889")}
 _KEEP = []
 
 
