@@ -81,7 +81,8 @@ def _detect(args) -> int:
             continue
         print(f"{found.score:.4f}  {'anomalous' if found.score > threshold else 'OK':<9}  {file}")
         if args.maps:
-            device.save_map(found, threshold, bundle.preprocess.side, file.with_name(f"{file.stem}_anomaly.png"))
+            device.save_map(found, threshold, bundle.preprocess.side, file.with_name(f"{file.stem}_anomaly.png"),
+                            bundle.floor(args.engine))
     return 1 if failed else 0
 
 
