@@ -55,7 +55,7 @@ OTHER = {"patchcore": {
     "compactness": (0.0, {}), "metric": (1.0, {}), "students": (3, {}), "epochs": (3, {}), "rate": (1e-2, {}),
     "decay": (10.0, {}), "held_out": (0.4, {})},
     "efficientad": {
-    "seed": (1, {}), "backbone": ("pdn_medium", {}), "weights": (None, {}), "engine": ("eager", {}), **TRAINING,
+    "seed": (1, {}), "backbone": ("pdn_medium", {}), "weights": (None, {}), **ENGINE, **TRAINING,
     "steps": (3, {}), "penalty": ("procedural", {}), "held_out": (0.4, {}), "hard": (0.9, {}), "low": (0.5, {}),
     "high": (0.9999, {}), "rate": (1e-2, {}), "decay": (10.0, {})}}
 CASES = [(name, parameter) for name, others in OTHER.items() for parameter in others

@@ -9,8 +9,9 @@
     pictures/           small copies of ten pictures, the ones with expected scores
     SHA256SUMS          of every other file; `sha256sum -c SHA256SUMS` checks them, too
 
-The score is the maximum of the map. Differences are told as a share of the threshold above the engine's `floor`: 0 of
-a distance, otherwise, as such a map has no zero, the median of the maps that decided the threshold.
+The score is the maximum of the map. A difference of scores is told as a share of the score, or of the threshold where
+that is larger, both above the engine's `floor`: 0 of a distance; other maps have no zero, so it is the median of those
+that decided the threshold.
 Letters: H, W sides of a picture, P = h*w patches, D embedding, M bank rows.
 """
 
@@ -110,11 +111,12 @@ class Bundle:
                                                         strict=True)))
 
     def difference(self, engine: str, threads: int) -> float:
-        """Largest difference between the scores here and those expected, as a share of threshold less floor."""
+        """Largest difference between the scores here and those expected, as a share."""
         expected = np.array(self.facts["engines"][engine]["scores"])
         stages = self.stages(engine, threads)
         found = np.array([run(stages, self.image(file)).score for file in self.pictures])
-        return float(np.abs(found - expected).max() / (self.threshold(engine) - self.floor(engine)))
+        above = np.maximum(expected, self.threshold(engine)) - self.floor(engine)
+        return float((np.abs(found - expected) / above).max())
 
 
 def run(stages: Mapping[str, Callable], image: np.ndarray) -> Found:

@@ -48,7 +48,7 @@ def _measure(args) -> int:
         row = device.measure(bundle, engine=args.engine, threads=threads, files=files, pictures=args.pictures,
                              warmup=args.warmup, repeats=args.repeats)
         parity = row["parity"]
-        print(f"{parity['pictures']} expected scores: largest difference {parity['difference']:.1e} of the threshold, "
+        print(f"{parity['pictures']} expected scores: largest difference a share of {parity['difference']:.1e}, "
               f"limit {parity['limit']:.0e}")
         print(times(row["category"], row))
         known = [f"{name} {row['before'][name]} to {then}" for name, then in row["after"].items() if then is not None]
