@@ -65,7 +65,7 @@ class Detector:
     name: ClassVar[str]
     shared: ClassVar[tuple[str, ...]] = ()      # leading stages that do not depend on the seed; the network first
     tap = "output"                              # of the network; a field where a method offers others
-    trunk: ClassVar[str | None] = None          # engine of the network in `gather`; None: the one of everything else
+    trunk: ClassVar[str | None] = None          # engine of the network whose maps `gather` takes; None: `engine`
 
     @property
     def stages(self) -> Mapping[str, Callable]:
