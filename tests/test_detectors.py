@@ -55,7 +55,7 @@ OTHER = {"patchcore": {
     "compactness": (0.0, {}), "metric": (1.0, {}), "students": (3, {}), "epochs": (3, {}), "rate": (1e-2, {}),
     "decay": (10.0, {}), "held_out": (0.4, {})},
     "efficientad": {
-    "seed": (1, {}), "backbone": ("pdn_medium", {}), "weights": (None, {}), "engine": ("eager", {}), **TRAINING,
+    "seed": (1, {}), "backbone": ("pdn_medium", {}), "weights": (None, {}), **ENGINE, **TRAINING,
     "steps": (3, {}), "penalty": ("procedural", {}), "held_out": (0.4, {}), "hard": (0.9, {}), "low": (0.5, {}),
     "high": (0.9999, {}), "rate": (1e-2, {}), "decay": (10.0, {})}}
 CASES = [(name, parameter) for name, others in OTHER.items() for parameter in others
@@ -223,13 +223,13 @@ def test_save_and_load_give_equal_scores_bit_for_bit(name, tmp_path):
 def test_engines_score_alike_and_are_saved(quantised, engine, tmp_path):
     """SPADE's image score is the square of a small distance between pooled vectors, so rounding shows most there.
     PatchCore keeps all rows: of features that differ a little another coreset would be drawn. SimpleNet hardly learns:
-    a training makes much of little differences.
+    a training makes much of little differences. EfficientAD's int8 has quantiles of its own, here from one picture.
     """
     name = quantised
     rows = {"patchcore": {"bank": "100%"},
             "simplenet": {"adaptor_rate": 1e-6, "discriminator_rate": 1e-5}}.get(name, {})
     eager, other = fitted(name, **rows), fitted(name, engine=engine, **rows)
-    tolerance = {"fast": 1e-3, "int8": 0.3 if name == "spade" else 0.1}[engine]
+    tolerance = {"fast": 1e-3, "int8": {"spade": 0.3, "efficientad": 0.2}.get(name, 0.1)}[engine]
     for a, b in zip(answers(other), answers(eager), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=tolerance * b.max().item())
     loaded = METHODS[name].load(other.save(tmp_path / "detector.safetensors"))

@@ -14,11 +14,15 @@ from PIL import Image
 
 from thesis_lib import bundle, cli, data, device, engines, evaluation, export, nearest, results, stamp, tables, timing
 from thesis_lib.configuration import Configuration
-from thesis_lib.methods import SPADE, PatchCore
+from thesis_lib.methods import SPADE, EfficientAD, PatchCore, SimpleNet
 
 SMALL = data.Preprocess(image_size=64)
 DETECTOR = PatchCore(weights="random", layers=(1,), bank=20, calibration=4)
 OPTIONS = ("--weights", "random", "--layers", "1", "--image-size", "64", "--bank", "20", "--calibration", "4")
+TRAINED = {
+    "simplenet": SimpleNet(weights="random", layers=(1,), embedding="avg_k3_s2_p1", hidden=16, epochs=2, passes=2,
+                           batch=4, snapshots=1, calibration=4),
+    "efficientad": EfficientAD(weights="random", steps=2, snapshots=1, penalty="none", held_out=0.3, calibration=4)}
 QUICK = ("--pictures", "2", "--warmup", "0", "--repeats", "2")
 
 
@@ -53,6 +57,21 @@ def original(category, tmp_path_factory):
     root = category.train[0].path.parents[3]
     assert cli.main(["export", "patchcore", "--data", str(root), "--category", "pad", *OPTIONS, "--out", str(out)]) == 0
     return out
+
+
+@pytest.fixture(scope="module", params=TRAINED)
+def trained(request, category, tmp_path_factory):
+    """(detector, its bundle); not to be changed."""
+    out = tmp_path_factory.mktemp("trained") / "bundle"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("THESIS_OUTPUTS", str(out.parent / "outputs"))
+        export.export(replace(TRAINED[request.param]), category, SMALL, out)
+    return TRAINED[request.param], out
+
+
+@pytest.fixture
+def trained_copy(trained, tmp_path):
+    return shutil.copytree(trained[1], tmp_path / "copy")
 
 
 @pytest.fixture
@@ -138,6 +157,103 @@ def test_int8_weights_keep_to_seven_bits_whatever_processor_exported_them(origin
     weights = [numpy_helper.to_array(one) for one in model.graph.initializer]
     integers = [one for one in weights if one.dtype == np.int8 and one.ndim == 4]
     assert integers and max(np.abs(one.astype(int)).max() for one in integers) <= 64
+
+
+# ---- the trained detectors
+
+def test_trained_scores_and_maps_are_those_of_the_library(trained, category, monkeypatch):
+    monkeypatch.setattr(engines, "reduce_range", lambda: True)
+    detector, folder = trained
+    opened, files = bundle.Bundle.open(folder), [one.path for one in category.test]
+    scores = {}
+    for name, engine in {"float": "eager", "int8": "int8"}.items():
+        library = replace(detector, engine=engine).fit(data.Pictures(category.train, SMALL))
+        expected = library.predict(next(iter(data.Pictures(category.test, SMALL))))
+        found = [one for _, one in device.detect(opened, files, engine=name)]
+        unit = opened.threshold(name) - opened.floor(name)
+        scores[name] = np.array([one.score for one in found]) / unit
+        np.testing.assert_allclose(scores[name], expected.score / unit, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose([one.map / unit for one in found], expected.map / unit, rtol=1e-4, atol=1e-3)
+        assert list(opened.stages(name, 1)) == list(library.stages)
+        assert opened.difference(name, 1) < 1e-4
+    assert np.abs(scores["float"] - scores["int8"]).max() > 1e-3
+
+
+def test_threshold_and_floor_of_a_trained_detector_are_those_of_pictures_that_did_not_train(trained, category):
+    detector, folder = trained
+    if detector.name == "efficientad":
+        fitted = replace(detector).fit(data.Pictures(category.train, SMALL))
+        held, rim = [category.train[index] for index in fitted.split(10)[1]], 4
+    else:
+        held, rim = [category.train[4], category.train[9]], 0
+        fitted = replace(detector).fit(data.Pictures([one for one in category.train if one not in held], SMALL))
+    found = fitted.predict(next(iter(data.Pictures(held, SMALL))))
+    opened, side = bundle.Bundle.open(folder), found.map.shape[-1]
+    inner = found.map[:, rim:side - rim, rim:side - rim].numpy()
+    assert opened.threshold("float") == pytest.approx(np.quantile(found.score.numpy(), 0.95), abs=1e-4)
+    assert np.quantile(inner, 0.45) < opened.floor("float") < np.quantile(inner, 0.55) < opened.threshold("float")
+    assert {"held_out": len(held), "of": 10}.items() <= opened.facts["threshold"].items()
+    assert bundle.Bundle.open(folder).threshold("int8") != opened.threshold("float")
+
+
+def test_a_map_is_grey_from_its_floor_to_its_threshold(trained, category, capsys, tmp_path):
+    opened, file = bundle.Bundle.open(trained[1]), shutil.copy(category.test[-1].path, tmp_path / "hole.png")
+    assert run(capsys, "detect", trained[1], file, "--maps")[0] == 0
+    (_, found), = device.detect(opened, [file])
+    level, top = opened.floor("float"), opened.threshold("float")
+    full = Image.fromarray(found.map).resize((64, 64), Image.Resampling.BILINEAR)
+    expected = np.clip(128 * (np.asarray(full) - level) / (top - level), 0, 255)
+    assert np.abs(np.asarray(Image.open(tmp_path / "hole_anomaly.png")) - expected).max() < 1
+    assert np.ptp(expected) > 50
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_another_score_of_a_trained_detector_gives_no_times(trained_copy, capsys, sign):
+    """Whatever the sign of score and threshold, which need not be positive."""
+    def off(facts):
+        one = facts["engines"]["float"]
+        one["scores"] = [score - 1 - one["threshold"] for score in one["scores"]]
+        one["floor"] -= 1 + one["threshold"]
+        one["threshold"] = -1.0
+        one["scores"][0] += sign * 0.01 * (one["threshold"] - one["floor"])
+    code, printed, err = run(capsys, "measure", changed(trained_copy, off), *QUICK)
+    assert (code, printed, len(err)) == (2, [], 1) and "no times" in err[0]
+
+
+def test_trained_bundles_refuse_what_is_damaged_missing_or_newer(trained_copy, capsys):
+    for file in [file for file in trained_copy.rglob("*") if file.is_file()]:
+        content = file.read_bytes()
+        for other in (content[:-1] + bytes([content[-1] ^ 1]), None):
+            file.unlink() if other is None else file.write_bytes(other)
+            code, _, err = run(capsys, "detect", trained_copy, "x.png")
+            assert (code, len(err)) == (2, 1) and file.name in err[0]
+            file.write_bytes(content)
+    last = list(json.loads((trained_copy / bundle.FACTS).read_text())["stages"].values())[-1]
+    sums = trained_copy / bundle.SUMS
+    content = sums.read_text()
+    sums.write_text("".join(line for line in content.splitlines(True) if not line.endswith(f"  int8/{last}\n")))
+    code, _, err = run(capsys, "measure", trained_copy)
+    assert (code, len(err)) == (2, 1) and f"does not list int8/{last}" in err[0]
+    code, _, err = run(capsys, "measure", changed(trained_copy, lambda facts: facts.update(format=bundle.FORMAT + 1)))
+    assert (code, len(err)) == (2, 1) and f"format {bundle.FORMAT + 1}, this version reads {bundle.FORMAT}" in err[0]
+
+
+def test_a_threshold_below_what_maps_show_everywhere_is_refused(category, tmp_path, monkeypatch):
+    monkeypatch.setattr(export.np, "quantile", lambda *_: -1e9)
+    with pytest.raises(ValueError, match=r"quantile=0.5: gives the threshold -1e\+09, which is not above the median"):
+        export.export(replace(TRAINED["simplenet"]), category, SMALL, tmp_path / "out", quantile=0.5)
+    assert not (tmp_path / "out").exists()
+
+
+def test_trained_bundles_need_no_torch(trained, tmp_path):
+    lines = (f"measure {trained[1]} {' '.join(QUICK)} --threads 1 --engine int8 --out {tmp_path}/row.json",
+             f"detect {trained[1]} {trained[1]}/pictures/00_good.png")
+    done = subprocess.run([sys.executable, "-c", WALL, ";".join(lines)], capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines()[-1] == "[0, 0]", done.stderr
+    row = json.loads((tmp_path / "row.json").read_text())
+    assert row["method"] == trained[0].name and list(row["stage_ms"]) == list(row["stages"])
+    assert (row["parameters"]["engine"], row["engine"]) == ("int8", {"reduce_range": True})
+    assert Configuration.from_row(row).id == row["configuration"]
 
 
 # ---- without torch

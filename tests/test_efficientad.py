@@ -1,11 +1,13 @@
 """EfficientAD: its formulas against plain ones, the split, what the penalty is, and that nothing of the test leaks."""
 
+import tempfile
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from thesis_lib import autoencoder, data, evaluation
+from thesis_lib import autoencoder, data, engines, evaluation, paths
 from thesis_lib.configuration import Configuration
 from thesis_lib.data import Pictures, Preprocess
 from thesis_lib.methods import EfficientAD
@@ -146,9 +148,71 @@ def test_rows_say_the_penalty_and_keep_the_states_on_the_way(pad, small):
     assert set(EfficientAD(**TINY).fit(Pictures(pad.train, small)).stages) == {"extraction", "score"}
 
 
+@pytest.fixture(scope="module")
+def by_engine():
+    """Fitted on the same pictures on every engine, all 8 of the training set the ranges; the checkpoints they left."""
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        patch.setenv("THESIS_OUTPUTS", folder)
+        genuine, steps = EfficientAD.losses, []
+        patch.setattr(EfficientAD, "losses", lambda *given: steps.append(given[-1]) or genuine(*given))
+        found = {engine: EfficientAD(**TINY | {"snapshots": 2}, engine=engine, held_out=0.2).fit([images(10)])
+                 for engine in engines.ENGINES}
+        return found, steps, len(list(paths.checkpoints().iterdir()))
+
+
+def test_engines_share_one_training(by_engine):
+    """And a training that is under way goes on: the checkpoint of an eager one has the name that it always had."""
+    found, steps, checkpoints = by_engine
+    assert steps == [0, 1] and checkpoints == 1
+    assert found["eager"].recipe()["engine"] == "eager" and "calibration" not in found["eager"].recipe()
+    ids = {Configuration.of(detector, Preprocess()).id for detector in found.values()}
+    assert len(ids) == 3
+    states = [detector.networks_.state_dict() for detector in found.values()]
+    assert all(torch.equal(states[0][key], other[key]) for other in states[1:] for key in states[0])
+
+
+def test_fast_equals_eager_and_int8_is_another_network(by_engine):
+    eager, fast, int8 = by_engine[0].values()
+    for step in (1, 2):                 # the states on the way, too
+        one, two, three = (detector.at(step).predict(images(3, 1)) for detector in (eager, fast, int8))
+        torch.testing.assert_close(two.score, one.score, rtol=1e-4, atol=0)
+        torch.testing.assert_close(two.map, one.map, rtol=1e-4, atol=1e-4 * one.map.abs().max().item())
+        assert 1e-3 < (three.score / one.score - 1).abs().max() < 0.3
+    assert len(int8.graph_.model) < 0.3 * len(fast.graph_.model)
+
+
+def test_quantiles_of_int8_are_those_of_its_own_maps_of_pictures_held_out(by_engine):
+    _, fast, int8 = by_engine[0].values()
+    _, held = int8.split(10)
+    for detector in (fast, int8):
+        outputs = Outputs(*detector.graph_(images(10)[held]))
+        student, other = outputs.student[:, :384], outputs.student[:, 384:]
+        for pair, heat in zip(detector.constants_["quantiles"], (
+                (student - outputs.teacher).square().mean(1), (other - outputs.autoencoder).square().mean(1)),
+                strict=True):
+            np.testing.assert_allclose(pair, np.quantile(heat.numpy(), [0.9, 0.995]), rtol=1e-4)
+    assert not torch.equal(fast.constants_["quantiles"], int8.constants_["quantiles"])
+
+
+@pytest.mark.parametrize(("calibration", "numbers"), [(100, 8), (3, 3)])
+def test_ranges_come_from_pictures_that_were_trained_on(by_engine, monkeypatch, calibration, numbers):
+    detector, seen = by_engine[0]["eager"], []
+    collected = detector.collect([images(10)])
+    trained = [image.tobytes() for image in collected.images[sorted(detector.split(10)[0])]]
+
+    def qdq(model, batches, reduce_range):
+        seen.extend(batch.numpy().tobytes() for batch in batches)
+        return model
+
+    monkeypatch.setattr(engines.quantize, "qdq", qdq)
+    monkeypatch.setattr(detector, "calibration", calibration)
+    detector.on("int8", collected)
+    assert len(seen) == numbers and set(seen) <= set(trained)
+
+
 @pytest.mark.parametrize(("options", "message"), [
     ({"backbone": "resnet18"}, "backbone='resnet18': needs one of pdn_small, pdn_medium"), ({"steps": 0}, "steps=0"),
-    ({"engine": "int8"}, "engine='int8': efficientad runs on eager only"), ({"held_out": 1.0}, "held_out=1.0"),
+    ({"held_out": 1.0}, "held_out=1.0"),
     ({"hard": -1.0}, "hard=-1.0"), ({"low": 0.99, "high": 0.9}, "low=0.99, high=0.9"), ({"rate": -1.0}, "rate=-1.0")])
 def test_wrong_values_are_refused_at_once(options, message):
     with pytest.raises(ValueError, match=message):

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from thesis_lib import paths
+from thesis_lib import doctor, paths
 
 tomllib = pytest.importorskip("tomllib", reason="needs Python 3.11")
 ROOT = paths.root()
@@ -45,6 +45,13 @@ def test_torch_and_torchvision_have_upper_bounds(pyproject):
     bounded = [one for one in wanted(pyproject, "full") if one.name in ("torch", "torchvision")]
     assert len(bounded) == 2
     assert all(any(bound.operator == "<" for bound in one.specifier) for one in bounded)
+
+
+def test_what_is_said_of_torch_on_a_pi_is_of_versions_that_the_project_takes(pyproject):
+    (torch,) = [one for one in wanted(pyproject, "full") if one.name == "torch"]
+    for text in (doctor.ADVICE, (ROOT / "docs/guides/troubleshooting.md").read_text(encoding="utf-8")):
+        named = re.findall(r"\b2\.\d+\.\d+\b", text)
+        assert named and all(version in torch.specifier for version in named), named
 
 
 def test_a_device_gets_five_packages_and_the_others_get_all(pyproject):

@@ -1,10 +1,17 @@
 """The folder that `thesis export` writes and a device reads, without torch and FAISS:
 
-    bundle.json         format, preprocessing, score rule, expected scores; per engine threshold and configuration
-    float/, int8/       network.onnx (picture -> feature maps), embedding.onnx (-> patches), bank.npy (M, D)
+    bundle.json         format, preprocessing, stages, expected scores; per engine threshold and configuration
+    float/, int8/       a file per stage, each takes what the one before gives; the last gives the map:
+                          patchcore     network.onnx (picture -> feature maps), embedding.onnx (-> patches),
+                                        bank.npy (M, D; -> distances)
+                          simplenet     network.onnx, embedding.onnx, discriminator.onnx (-> map)
+                          efficientad   network.onnx (-> what teacher, student and autoencoder say), maps.onnx (-> map)
     pictures/           small copies of ten pictures, the ones with expected scores
     SHA256SUMS          of every other file; `sha256sum -c SHA256SUMS` checks them, too
 
+The score is the maximum of the map. A difference of scores is told as a share of the score, or of the threshold where
+that is larger, both above the engine's `floor`: 0 of a distance; other maps have no zero, so it is the median of those
+that decided the threshold.
 Letters: H, W sides of a picture, P = h*w patches, D embedding, M bank rows.
 """
 
@@ -20,9 +27,8 @@ from thesis_lib import runtime
 from thesis_lib.nearest import nearest
 from thesis_lib.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 
-FORMAT = 1
+FORMAT = 2              # 1 had PatchCore only, and no stages
 ENGINES = {"float": "fast", "int8": "int8"}         # of a bundle -> as the library calls it
-PARTS = ("network.onnx", "embedding.onnx", "bank.npy")
 SCORES = ("max",)                                   # rules a device knows
 FACTS, SUMS = "bundle.json", "SHA256SUMS"
 
@@ -34,7 +40,7 @@ class BundleError(ValueError):
 @dataclass(frozen=True)
 class Found:
     score: float
-    map: np.ndarray             # (h, w) distances
+    map: np.ndarray             # (h, w)
 
 
 @dataclass(frozen=True)
@@ -53,8 +59,9 @@ class Bundle:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         if facts["format"] != FORMAT:
             raise BundleError(f"{folder / FACTS}: format {facts['format']}, this version reads {FORMAT}; "
-                              f"install thesis-lib {facts['library']}, which wrote it")
-        for name in (FACTS, *facts["pictures"], *(f"{engine}/{part}" for engine in ENGINES for part in PARTS)):
+                              f"install thesis-lib {facts['library']}, which wrote it, or export it anew")
+        parts = [f"{engine}/{part}" for engine in ENGINES for part in facts["stages"].values()]
+        for name in (FACTS, *facts["pictures"], *parts):
             if name not in listed:
                 raise BundleError(f"{folder / SUMS}: does not list {name}; copy the bundle again")
         known = {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
@@ -71,38 +78,45 @@ class Bundle:
         """Scores above it are anomalous."""
         return self.facts["engines"][engine]["threshold"]
 
+    def floor(self, engine: str) -> float:
+        """What the map shows where nothing is: below any threshold."""
+        return self.facts["engines"][engine]["floor"]
+
     def image(self, file: Path) -> np.ndarray:
         """(1, 3, H, W) float32."""
         return self.preprocess.array(file)[None]
 
     def stages(self, engine: str, threads: int) -> Mapping[str, Callable]:
         """Name -> callable, from (1, 3, H, W) to Found; opens the networks anew."""
-        folder = self.folder / engine
-        network, embedding = (runtime.session((folder / part).read_bytes(), threads) for part in PARTS[:2])
-        bank = np.load(folder / PARTS[2], allow_pickle=False)
-        inputs, grid = [one.name for one in embedding.get_inputs()], self.facts["grid"]
-        root = np.sqrt if self.facts["distance"] == "l2" else np.asarray
+        parts = {stage: self._part(self.folder / engine / file, threads)
+                 for stage, file in self.facts["stages"].items()}
+        locate = parts.pop("score", lambda outputs: outputs)        # EfficientAD makes its map in this stage
+        grid, rim = self.facts["grid"], self.facts["rim"]
 
-        def extract(image):
-            return network.run(None, {"images": image})
+        def score(outputs):
+            (heat,) = locate(outputs)
+            return Found(float(heat.max()), np.pad(heat.reshape(grid), rim))
 
-        def embed(maps):
-            return embedding.run(None, dict(zip(inputs, maps, strict=True)))[0][0]         # (P, D)
+        return parts | {"score": score}
 
-        def search(patches):
-            return root(nearest(patches, bank)[0][:, 0])                                    # (P,)
-
-        def score(distances):
-            return Found(float(distances.max()), distances.reshape(grid))
-
-        return {"extraction": extract, "embedding": embed, "search": search, "score": score}
+    def _part(self, file: Path, threads: int) -> Callable:
+        """From a picture, or the list of arrays that the part before gave, to a list of arrays."""
+        if file.suffix == ".npy":
+            bank = np.load(file, allow_pickle=False)
+            root = np.sqrt if self.facts["distance"] == "l2" else np.asarray
+            return lambda patches: [root(nearest(patches[0][0], bank)[0][:, 0])]            # (1, P, D) -> (P,)
+        session = runtime.session(file.read_bytes(), threads)
+        names = [one.name for one in session.get_inputs()]
+        return lambda given: session.run(None, dict(zip(names, given if isinstance(given, list) else [given],
+                                                        strict=True)))
 
     def difference(self, engine: str, threads: int) -> float:
-        """Largest difference between the scores here and those expected, as a share of the threshold."""
+        """Largest difference between the scores here and those expected, as a share."""
         expected = np.array(self.facts["engines"][engine]["scores"])
         stages = self.stages(engine, threads)
         found = np.array([run(stages, self.image(file)).score for file in self.pictures])
-        return float(np.abs(found - expected).max() / self.threshold(engine))
+        above = np.maximum(expected, self.threshold(engine)) - self.floor(engine)
+        return float((np.abs(found - expected) / above).max())
 
 
 def run(stages: Mapping[str, Callable], image: np.ndarray) -> Found:

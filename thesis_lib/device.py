@@ -16,7 +16,7 @@ from thesis_lib import results, stamp, timing
 from thesis_lib.bundle import FACTS, Bundle, BundleError, Found, run, sha256
 from thesis_lib.preprocess import SUFFIXES, DataError
 
-# Of the threshold. Rounding in int8 falls differently with the kernels of another processor.
+# Shares, see `bundle`. Rounding in int8 falls differently with the kernels of another processor.
 LIMITS = {"float": 1e-3, "int8": 0.05}
 THROTTLED = {0: "under-voltage", 1: "clock capped", 2: "throttled", 3: "over the soft temperature limit"}
 
@@ -25,8 +25,8 @@ def check(bundle: Bundle, engine: str, threads: int) -> float:
     """`difference`, or BundleError where it is over the limit: such times would be those of something else."""
     difference, limit = bundle.difference(engine, threads), LIMITS[engine]
     if not difference <= limit:                                                             # nor NaN
-        raise BundleError(f"{bundle.folder}: the scores of engine {engine} differ by {difference:.1e} of the "
-                          f"threshold from those at export, the limit is {limit:.0e}; no times are told")
+        raise BundleError(f"{bundle.folder}: the scores of engine {engine} differ by a share of "
+                          f"{difference:.1e} from those at export, the limit is {limit:.0e}; no times are told")
     return difference
 
 
@@ -90,10 +90,11 @@ def detect(bundle: Bundle, files: Sequence[Path], *, engine: str = "float",
                 yield file, run(stages, image)
 
 
-def save_map(found: Found, threshold: float, side: int, file: Path) -> Path:
-    """Grey PNG of side x side pixels as the network saw them, interpolated; the threshold is the middle, 128."""
+def save_map(found: Found, threshold: float, side: int, file: Path, floor: float = 0.0) -> Path:
+    """Grey PNG of side x side pixels as the network saw them, interpolated; floor is 0, the threshold the middle, 128.
+    """
     full = Image.fromarray(found.map.astype(np.float32)).resize((side, side), Image.Resampling.BILINEAR)
-    grey = np.clip(np.asarray(full) / threshold * 128, 0, 255).round().astype(np.uint8)
+    grey = np.clip((np.asarray(full) - floor) / (threshold - floor) * 128, 0, 255).round().astype(np.uint8)
     Image.fromarray(grey).save(file)
     return file
 

@@ -48,7 +48,7 @@ def _measure(args) -> int:
         row = device.measure(bundle, engine=args.engine, threads=threads, files=files, pictures=args.pictures,
                              warmup=args.warmup, repeats=args.repeats)
         parity = row["parity"]
-        print(f"{parity['pictures']} expected scores: largest difference {parity['difference']:.1e} of the threshold, "
+        print(f"{parity['pictures']} expected scores: largest difference a share of {parity['difference']:.1e}, "
               f"limit {parity['limit']:.0e}")
         print(times(row["category"], row))
         known = [f"{name} {row['before'][name]} to {then}" for name, then in row["after"].items() if then is not None]
@@ -81,7 +81,8 @@ def _detect(args) -> int:
             continue
         print(f"{found.score:.4f}  {'anomalous' if found.score > threshold else 'OK':<9}  {file}")
         if args.maps:
-            device.save_map(found, threshold, bundle.preprocess.side, file.with_name(f"{file.stem}_anomaly.png"))
+            device.save_map(found, threshold, bundle.preprocess.side, file.with_name(f"{file.stem}_anomaly.png"),
+                            bundle.floor(args.engine))
     return 1 if failed else 0
 
 

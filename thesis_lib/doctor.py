@@ -26,8 +26,8 @@ CHECKS = {
 }
 
 
-ADVICE = ("; on a Raspberry Pi 4 known of the wheels of torch 2.4.0, 2.6.0 and 2.10.0, and 2.3.1 is said to run; a "
-          "bundle of `thesis export` needs ONNX Runtime only (docs/guides/device.md)")
+ADVICE = ("; a device needs no torch: measure and detect with a bundle of `thesis export` (docs/guides/device.md). "
+          "Known on a Raspberry Pi 4 of the wheels of torch 2.4.0, 2.6.0 and 2.10.0; others have not been tried there")
 
 
 def examine() -> bool:

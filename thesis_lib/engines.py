@@ -28,20 +28,40 @@ class EngineError(ValueError):
     """An engine cannot be had here; the message says why."""
 
 
+class Graph:
+    """An ONNX model in ONNX Runtime, images (B, 3, H, W) -> its outputs.
+
+    It runs on as many threads as torch is set to when it is called.
+    """
+
+    def __init__(self, model: bytes, what: str):
+        self.model, self.what = model, what
+        self._open()
+
+    def __call__(self, images: torch.Tensor) -> list[torch.Tensor]:
+        if self._threads != torch.get_num_threads():
+            self._open()
+        return [torch.from_numpy(one) for one in self._session.run(None, {"images": images.detach().numpy()})]
+
+    def _open(self) -> None:
+        """A session keeps the threads it was made with, so another number needs another session."""
+        _package("onnxruntime")
+        self._threads = torch.get_num_threads()
+        with _told(self.what):
+            self._session = runtime.session(self.model, self._threads)
+
+
 class Exported:
-    """A backbone in ONNX Runtime. It runs on as many threads as torch is set to when it is called."""
+    """A backbone in ONNX Runtime."""
 
     def __init__(self, name: str, layers: Sequence[int], weights: dict, model: bytes):
         self.name, self.layers, self.weights, self.model = name, tuple(layers), weights, model
         self.channels, self.strides = backbones.shapes(name, self.layers)
-        self._open()
+        self._graph = Graph(model, f"the network of {name}")
 
     def __call__(self, images: torch.Tensor) -> dict[int, torch.Tensor]:
         backbones.check_images(self.name, images)
-        if self._threads != torch.get_num_threads():
-            self._open()
-        maps = self._session.run(None, {"images": images.detach().numpy()})
-        return dict(zip(self.layers, map(torch.from_numpy, maps), strict=True))
+        return dict(zip(self.layers, self._graph(images), strict=True))
 
     def cut(self, layers: Sequence[int]) -> "Exported":
         """Itself: a network that was exported ends where it was cut before."""
@@ -53,13 +73,6 @@ class Exported:
     def nbytes(self) -> int:
         """Bytes of the whole model file."""
         return len(self.model)
-
-    def _open(self) -> None:
-        """A session keeps the threads it was made with, so another number needs another session."""
-        _package("onnxruntime")
-        self._threads = torch.get_num_threads()
-        with _told(f"the network of {self.name}"):
-            self._session = runtime.session(self.model, self._threads)
 
 
 def check(engine: str, calibration: int) -> None:
@@ -85,7 +98,7 @@ def build(name: str, layers: Sequence[int], weights: str = "imagenet", engine: s
         return backbone
     model = export(backbone)
     if engine == "int8":
-        model = _int8(model, backbone.name, _some(images, calibration))
+        model = int8(model, f"the int8 network of {backbone.name}", _some(images, calibration))
     return Exported(backbone.name, backbone.layers, backbone.weights, model)
 
 
@@ -115,17 +128,24 @@ def convert(module: torch.nn.Module, example: tuple[torch.Tensor, ...], what: st
 
 def state(backbone: backbones.Backbone | Exported) -> dict[str, torch.Tensor]:
     """Tensors from which `restore` makes the same backbone again."""
-    if isinstance(backbone, Exported):
-        return {MODEL: torch.from_numpy(np.frombuffer(backbone.model, dtype=np.uint8).copy())}
-    return backbone.levels.state_dict()
+    return packed(backbone.model) if isinstance(backbone, Exported) else backbone.levels.state_dict()
 
 
 def restore(name: str, layers: Sequence[int], state: dict[str, torch.Tensor], weights: dict,
             tap: str = "output") -> backbones.Backbone | Exported:
     """Backbone as a saved detector holds it; the engine is the one that it was saved with."""
     if MODEL in state:
-        return Exported(name, backbones.check(name, layers), weights, state[MODEL].numpy().tobytes())
+        return Exported(name, backbones.check(name, layers), weights, unpacked(state))
     return backbones.restore(name, layers, state, weights, tap)
+
+
+def packed(model: bytes) -> dict[str, torch.Tensor]:
+    """A model as it lies among tensors, and out of them again: `unpacked`."""
+    return {MODEL: torch.from_numpy(np.frombuffer(model, dtype=np.uint8).copy())}
+
+
+def unpacked(state: dict[str, torch.Tensor]) -> bytes:
+    return state[MODEL].numpy().tobytes()
 
 
 def record(engine: str) -> dict | None:
@@ -146,10 +166,14 @@ def reduce_range(cpuinfo: str = "/proc/cpuinfo") -> bool:
         return True
 
 
-def _int8(model: bytes, name: str, images: Iterable[torch.Tensor]) -> bytes:
+def int8(model: bytes, what: str, images: Iterable[torch.Tensor], seven_bits: bool | None = None) -> bytes:
+    """The model in 8 bit integers, its ranges those of the images.
+
+    seven_bits: whether weights keep to 7 bits; None asks `reduce_range`.
+    """
     _package("onnxruntime")
-    with _told(f"the int8 network of {name}"):
-        return quantize.qdq(model, images, reduce_range=reduce_range())
+    with _told(what):
+        return quantize.qdq(model, images, reduce_range=reduce_range() if seven_bits is None else seven_bits)
 
 
 def _some(images: Iterable[torch.Tensor] | None, count: int) -> Iterable[torch.Tensor]:

@@ -65,6 +65,7 @@ class Detector:
     name: ClassVar[str]
     shared: ClassVar[tuple[str, ...]] = ()      # leading stages that do not depend on the seed; the network first
     tap = "output"                              # of the network; a field where a method offers others
+    trunk: ClassVar[str | None] = None          # engine of the network whose maps `gather` takes; None: `engine`
 
     @property
     def stages(self) -> Mapping[str, Callable]:
@@ -113,15 +114,17 @@ class Detector:
     def network(self, levels: tuple[int, ...], images: Iterable[torch.Tensor]) -> backbones.Backbone | engines.Exported:
         """The network up to these levels, on its engine; int8 is calibrated on the images, nominal ones as in fit."""
         _only_training(getattr(images, "samples", ()))
-        return engines.build(self.backbone, levels, self.weights, self.engine, images, self.calibration, self.tap)
+        return engines.build(self.backbone, levels, self.weights, self.trunk or self.engine, images, self.calibration,
+                             self.tap)
 
     @property
     def network_by(self) -> tuple:
         """Parameters of `network`; detectors equal in these can share one extraction. An eager network can be cut
         anywhere, so levels do not count for it.
         """
-        exported = () if self.engine == "eager" else (self.levels, self.calibration)
-        return self.backbone, self.weights, self.tap, self.engine, *exported
+        engine = self.trunk or self.engine
+        exported = () if engine == "eager" else (self.levels, self.calibration)
+        return self.backbone, self.weights, self.tap, engine, *exported
 
     def predict(self, images: torch.Tensor) -> Prediction:
         """images (B, 3, H, W) -> Prediction; the input is left unchanged."""

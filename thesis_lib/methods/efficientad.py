@@ -3,9 +3,12 @@
 Source: Batzner et al. 2024 (arXiv 2303.14535); thesis sec. 4.3. Where the thesis is silent (normalisation of the
 teacher, augmentation, quantiles) or differs (it counts 10 % of the elements as hard, 0.1 % are) the paper and its
 re-implementation nelson1425/EfficientAD decide. Differs from them: the penalty's pictures are a parameter.
+All networks learn in torch, whatever the engine: it only runs what has been learned, as one ONNX model.
 Letters: B images, C = 384 channels, h, w grid.
 """
 
+import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -14,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from thesis_lib import autoencoder, backbones, data, distillation, memory, sources, training
+from thesis_lib import autoencoder, backbones, data, distillation, engines, memory, sources, training
 from thesis_lib.methods.base import Prediction, parameter
 from thesis_lib.methods.trained import Trained, held_out, standard
 from thesis_lib.pdn import CHANNELS, PDN, RIM
@@ -41,7 +44,8 @@ class EfficientAD(Trained):
     backbone: str = parameter("pdn_small", "teacher, and the size of its student: " + ", ".join(backbones.PDNS),
                               features=True)
     weights: str = parameter("bundled", "of the teacher: bundled, random or a .safetensors file", features=True)
-    engine: str = parameter("eager", "what runs the networks: eager (torch)", features=True)
+    engine: str = parameter("eager", "what runs the trained networks: eager (torch), fast (ONNX Runtime) or int8")
+    calibration: int = parameter(100, "pictures trained on, evenly spaced, that set the ranges of int8")
     steps: int = parameter(70_000, "steps of one picture")
     penalty: str = parameter("procedural", "pictures that the student shall not describe: procedural, none, or a "
                              "folder of photographs (the paper's ImageNet)")
@@ -54,14 +58,13 @@ class EfficientAD(Trained):
 
     name: ClassVar[str] = "efficientad"
     layers: ClassVar[tuple[int, ...]] = (1,)
-    calibration: ClassVar[int] = 1
+    trunk: ClassVar[str] = "eager"
 
     def __post_init__(self):
         if self.backbone not in backbones.PDNS:
             raise ValueError(f"backbone={self.backbone!r}: needs one of {', '.join(backbones.PDNS)}")
         self._check_training()
-        if self.engine != "eager":
-            raise ValueError(f"engine={self.engine!r}: efficientad runs on eager only")
+        engines.check(self.engine, self.calibration)
         for name, least in (("steps", 1), ("rate", 0), ("decay", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)}: needs at least {least}")
@@ -75,6 +78,12 @@ class EfficientAD(Trained):
         found = super().parameters(identity_only)
         if identity_only and self.penalty != "none":     # a folder counts for its pictures, not for where it lies
             found["penalty"] = sources.parse(self.penalty, 32, 1).identity
+        return found
+
+    def recipe(self):
+        """Engines share a training; the key stays, for trainings that are under way."""
+        found = super().recipe() | {"engine": self.trunk}
+        del found["calibration"]
         return found
 
     @property
@@ -120,9 +129,36 @@ class EfficientAD(Trained):
     def learn(self, collected):
         self.backbone_.to(self.device)
         try:
-            return super().learn(collected)
+            super().learn(collected)
         finally:
             self.backbone_.to("cpu")
+        if self.engine != "eager":
+            for step in self.course_.kept:
+                self.course_.kept[step] = self.at(step).on(self.engine, collected).state()
+            self._take(self.course_.kept[self.course_.step])
+        return self
+
+    def on(self, engine: str, collected: Nominal, seven_bits: bool | None = None) -> "EfficientAD":
+        """What has been learned, on fast or int8; seven_bits as in `engines.int8`.
+
+        The ranges of int8 come from pictures that were trained on, its quantiles from its own maps of those held out:
+        the ones of the float networks would belong to other maps.
+        """
+        other = copy.copy(self)
+        other.engine = engine
+        model = engines.convert(_Networks(self), (torch.zeros(1, 3, self.side_, self.side_),), self._what,
+                                inputs=["images"], outputs=list(Outputs._fields),
+                                free={name: {0: "B"} for name in ("images", *Outputs._fields)})
+        trained, held = self.split(len(collected.images))
+        if engine == "int8":
+            chosen = data.evenly(sorted(trained), self.calibration)
+            model = engines.int8(model, f"int8, {self._what}", (self._image(collected, one) for one in chosen),
+                                 seven_bits)
+        other.graph_ = engines.Graph(model, self._what)
+        if engine == "int8":
+            outputs = (other._outputs(self._image(collected, one)) for one in held)
+            other.constants_ = self.constants_ | self._quantiles(outputs)
+        return other
 
     def split(self, count: int) -> tuple[list[int], list[int]]:
         """Numbers of the pictures that are trained on, and of those that are held out."""
@@ -157,18 +193,38 @@ class EfficientAD(Trained):
 
     def calibrate(self, networks, constants, collected):
         """(2, 2): low and high quantile of the local and of the global map over the pictures that are held out."""
-        _, held = self.split(len(collected.images))
-        found = []
-        for index in held:
-            image, described = self._taken(collected, [index])
-            teacher = (described - constants["mean"]) / constants["std"]
-            found.append(_differences(Outputs(teacher, networks["student"](image), networks["autoencoder"](image))))
-        maps = [torch.stack(several).cpu().numpy() for several in zip(*found, strict=True)]
-        return {"quantiles": torch.tensor([np.quantile(heat, [self.low, self.high]).tolist() for heat in maps])}
+        def outputs():
+            for index in self.split(len(collected.images))[1]:
+                image, described = self._taken(collected, [index])
+                teacher = (described - constants["mean"]) / constants["std"]
+                yield Outputs(teacher, networks["student"](image), networks["autoencoder"](image))
+
+        return self._quantiles(outputs())
+
+    def state(self):
+        return super().state() | (engines.packed(self.graph_.model) if self.graph_ else {})
 
     def restore(self, state, weights):
         self.side_ = 32 * state["networks.autoencoder.narrow.weight"].shape[-1]
         super().restore(state, weights)
+
+    def _take(self, state):
+        super()._take(state)
+        self.graph_ = engines.Graph(engines.unpacked(state), self._what) if engines.MODEL in state else None
+
+    @property
+    def _what(self) -> str:
+        return f"the networks of {self.name}, {self.backbone}"
+
+    def _quantiles(self, outputs: Iterable[Outputs]) -> dict[str, torch.Tensor]:
+        found = [_differences(one) for one in outputs]
+        maps = [torch.stack(several).cpu().numpy() for several in zip(*found, strict=True)]
+        return {"quantiles": torch.tensor([np.quantile(heat, [self.low, self.high]).tolist() for heat in maps])}
+
+    def _image(self, collected: Nominal, number: int) -> torch.Tensor:
+        image = torch.from_numpy(np.array(collected.images[number:number + 1]))
+        memory.release(collected.images)
+        return image
 
     def _taken(self, collected: Nominal, numbers: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         taken = tuple(torch.from_numpy(np.array(values[numbers])).to(self.device) for values in collected)
@@ -178,6 +234,8 @@ class EfficientAD(Trained):
     def _outputs(self, images: torch.Tensor) -> Outputs:
         if autoencoder.check(images) != self.side_:
             raise ValueError(f"images of {images.shape[-1]} pixels: the autoencoder learned {self.side_}")
+        if self.graph_:
+            return Outputs(*self.graph_(images))
         teacher = (self.backbone_(images)[1] - self.constants_["mean"]) / self.constants_["std"]
         return Outputs(teacher, self.networks_["student"](images), self.networks_["autoencoder"](images))
 
@@ -185,6 +243,25 @@ class EfficientAD(Trained):
         """Maximum of the combined map; the map has the rim again that a PDN cuts off, and so the picture's shape."""
         heat = self.maps(outputs)["combined"]
         return Prediction(heat.flatten(1).amax(1), F.pad(heat, [RIM] * 4))
+
+
+class _Networks(nn.Module):
+    """Images -> the fields of `Outputs`; the teacher's last convolution gives what is normalised already, so that all
+    its channels have the same range.
+    """
+
+    def __init__(self, detector: EfficientAD):
+        super().__init__()
+        self.networks = detector.networks_
+        self.teacher = copy.deepcopy(detector.backbone_.levels["1"])
+        mean, std = (detector.constants_[name].double().flatten() for name in ("mean", "std"))
+        last = self.teacher[-1]
+        last.weight.data = (last.weight.double() / std[:, None, None, None]).float()
+        last.bias.data = ((last.bias.double() - mean) / std).float()
+        self.eval()
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return self.teacher(images), self.networks["student"](images), self.networks["autoencoder"](images)
 
 
 def hard_loss(squared: torch.Tensor, quantile: float) -> torch.Tensor:

@@ -51,6 +51,12 @@ class Trained(Detector):
         """Constants that the training itself needs, such as the statistics of a teacher; no gradient."""
         return {}
 
+    def recipe(self) -> dict:
+        """The parameters that tell one training from another."""
+        found = self.parameters(identity_only=True)
+        del found["weights"]                        # the path of a file; its hash is in the record
+        return found
+
     def pictures(self, collected: Any) -> np.ndarray:
         """What of the collected tells one training from another."""
         return collected
@@ -67,9 +73,8 @@ class Trained(Detector):
         training.check_device(self.device)
         steps = self.steps_of(collected)
         keep = sorted({round(steps * share) for share in np.linspace(0, 1, self.snapshots + 1)[1:]})
-        subject = {"method": self.name, "parameters": self.parameters(identity_only=True), "keep": keep,
+        subject = {"method": self.name, "parameters": self.recipe(), "keep": keep,
                    "weights": self.backbone_.weights, "nominal": fingerprint(self.pictures(collected))}
-        del subject["parameters"]["weights"]        # the path of a file; its hash is in the record
         checkpoint = paths.checkpoints() / f"{self.name}-{fingerprint(json.dumps(subject, sort_keys=True))}.checkpoint"
         if not self.resume:
             checkpoint.unlink(missing_ok=True)
