@@ -232,7 +232,7 @@ def test_bundled_weights_detect_where_random_ones_guess(demo_data, backbone, lay
 
 
 def test_bundled_weights_belong_to_one_network():
-    with pytest.raises(backbones.WeightsError, match=r"none for resnet34, only for resnet18, pdn_small; give imagenet, random"):
+    with pytest.raises(backbones.WeightsError, match=r"none for resnet34, only for resnet18, pdn_small; give"):
         backbones.load("resnet34", (1,), "bundled")
 
 
