@@ -127,13 +127,14 @@ def _data(args) -> int:
                          "where real pictures come from")
     problems = False
     for root in roots:
+        names = data.some_categories(root)
         print(f"{root}")
         if args.action == "verify":
             report = data.verify(root)
             problems |= bool((report["problems"] != "").any())
             print(report.to_string(index=False))
             continue
-        for name in data.categories(root):
+        for name in names:
             category = data.scan(root, name)
             kinds = sorted({sample.defect for sample in category.test} - {"good"})
             print(f"  {name}: {len(category.train)} train, {(category.labels == 0).sum()} good and "

@@ -139,12 +139,24 @@ def categories(root: str | Path) -> list[str]:
     return sorted(folder.parent.parent.name for folder in resolve(root).glob("*/train/good"))
 
 
+def some_categories(root: str | Path) -> list[str]:
+    """`categories`; where there is none DataError says what the folder is and what it needs."""
+    folder = resolve(root)
+    if found := categories(folder):
+        return found
+    if _pictures(folder / "train" / "good"):
+        raise DataError(f"{folder}: is a category itself; give the folder above it, {folder.parent}")
+    here = len(_pictures(folder))
+    raise DataError(f"{folder}: holds no category" + (f", but {here} pictures" if here else "") +
+                    "; good parts belong into part/train/good below it, pictures to look at into part/test/good and "
+                    "part/test/defect (any names for part and defect)")
+
+
 def scan(root: str | Path, category: str) -> Category:
     """List one category; no picture is opened. Raises DataError that names what is missing."""
     folder = resolve(root) / category
     if not folder.is_dir():
-        known = ", ".join(categories(root)) or "none"
-        raise DataError(f"{folder}: no such category; categories here: {known}")
+        raise DataError(f"{folder}: no such category; categories here: {', '.join(some_categories(root))}")
     train = [Sample(file, "train", "good") for file in _pictures(folder / "train" / "good")]
     if not train:
         raise DataError(f"{folder / 'train' / 'good'}: no pictures ({', '.join(sorted(SUFFIXES))}); "

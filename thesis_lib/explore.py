@@ -3,9 +3,11 @@
 Widgets appear where somebody watches; the batch and rendered pages get the same view of one picture instead.
 """
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from html import escape
 from itertools import combinations
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import numpy as np
 import torch
 from IPython.display import display
 
-from thesis_lib import data, figures, progress, scoring, timing
+from thesis_lib import data, figures, metrics, progress, scoring, timing
 from thesis_lib.data import Category, Pictures, Preprocess
 from thesis_lib.methods import Detector, PatchCore, Prediction
 
@@ -40,8 +42,9 @@ class View:
 
     @property
     def usual(self) -> float:
-        """A threshold that one in twenty nominal test pictures exceeds."""
-        return float(np.quantile(self.scores[self.category.labels == 0], 0.95))
+        """A threshold that one in twenty nominal test pictures exceeds; without such pictures, of all."""
+        nominal = self.scores[self.category.labels == 0]
+        return float(np.quantile(nominal if len(nominal) else self.scores, 0.95))
 
     def nearest(self, index: int) -> list[np.ndarray]:
         """Crops (S, S, 3): the farthest patch of the picture, then the bank patches nearest to it (PatchCore only)."""
@@ -64,21 +67,29 @@ class View:
         top, left = (int(min(max(at - half, 0), side - 2 * half)) for at in (y, x))
         return figures.to_rgb(image[:, top:top + 2 * half, left:left + 2 * half])
 
-    def figure(self, index: int, threshold: float) -> figures.Figure:
-        """Picture, anomaly map, ROC with the operating point, stage times of this picture, nearest bank patches."""
+    def figure(self, index: int) -> figures.Figure:
+        """Picture, anomaly map, nearest bank patches, stage times of this picture."""
         sample = self.category.test[index]
         image = self.preprocess.image(sample.path)[None]
-        times = timing.measure(self.detector, [image], warmup=1, repeats=3).stage_ms
+        times = timing.measure(self.detector, [image], warmup=0, repeats=3).stage_ms    # after a first pass
         heat = self.predictions[index].full_map(self.preprocess.side)[0].numpy()
-        return figures.inspection(sample, heat, self.category.labels, self.scores, index, threshold, times,
-                                  self.nearest(index), self.preprocess)
+        return figures.inspection(sample, heat, self.scores[index], times, self.nearest(index), self.preprocess)
+
+    def curve(self, index: int, threshold: float) -> figures.Figure:
+        """Scores of all test pictures and their ROC with the operating point."""
+        labels, scores = self.category.labels, self.scores
+        both = 0 < labels.mean() < 1
+        title = f"AUROC {100 * metrics.image_auroc(labels, scores):.1f} %" if both else f"{len(scores)} pictures"
+        drawn = figures.distributions({f"{self.category.name}, {title}": (labels, scores)}, threshold, scores[index])
+        drawn.trim = False
+        return drawn
 
     def verdict(self, index: int, threshold: float) -> str:
-        alarms = self.scores >= threshold
-        good, bad = self.category.labels == 0, self.category.labels == 1
+        alarms, labels = self.scores >= threshold, self.category.labels
+        told = [f"{verb} {100 * alarms[labels == label].mean():.0f} % {what}" for label, verb, what in
+                ((1, "finds", "of the anomalous pictures"), (0, "raises", "false alarms")) if (labels == label).any()]
         return (f"score {self.scores[index]:.3f}: {'anomalous' if alarms[index] else 'nominal'} at threshold "
-                f"{threshold:.3f}, which finds {100 * alarms[bad].mean():.0f} % of the anomalous pictures and raises "
-                f"{100 * alarms[good].mean():.0f} % false alarms")
+                f"{threshold:.3f}, which {' and '.join(told)}")
 
 
 @lru_cache(maxsize=8)
@@ -87,88 +98,110 @@ def _fitted(method: type[Detector], parameters: tuple, category: Category, prepr
 
 
 def view_of(detector: Detector, category: Category, preprocess: Preprocess) -> View:
-    """A detector of these parameters, fitted once for each category."""
+    """A detector of these parameters, fitted once for each category. DataError when there is nothing to look at."""
+    if not category.test:
+        raise data.DataError(f"{category.train[0].path.parents[2]}: no test pictures; those to look at belong into "
+                             "test/good and test/defect (any name)")
     return _fitted(type(detector), tuple(detector.parameters().items()), category, preprocess)
 
 
-def show(detector: Detector, root: Path, category: Category, preprocess: Preprocess) -> None:
-    """Display a category of the folder `root` as the detector sees it, with widgets where somebody watches."""
+def show(detector: Detector, root: Path, category: Category, preprocess: Preprocess,
+         backbones: Sequence[str] = ()) -> None:
+    """Display a category of the folder `root` as the detector sees it, with widgets where somebody watches.
+
+    backbones: networks that can be chosen there beside the usual ones.
+    """
     if progress.watched():
-        display(panel(detector, root, category, preprocess))
+        display(panel(detector, root, category, preprocess, backbones))
         return
     view = view_of(detector, category, preprocess)
     anomalous = np.flatnonzero(view.category.labels)
     index = int(anomalous[np.argsort(view.scores[anomalous])[len(anomalous) // 2]])
     print(view.verdict(index, view.usual))
-    display(view.figure(index, view.usual))
+    display(view.figure(index))
+    display(view.curve(index, view.usual))
 
 
-def panel(detector: Detector, root: Path, category: Category, preprocess: Preprocess):
+def panel(detector: Detector, root: Path, category: Category, preprocess: Preprocess, backbones: Sequence[str] = ()):
     """Widgets: folder, category, parameters of the detector, picture, threshold. A new detector is fitted first."""
     import ipywidgets as w
-    folder = w.Text(str(root), description="folder", continuous_update=False)
+    folder = w.Text(str(root), description="folder", continuous_update=False, layout={"width": "40em"})
     chosen = w.Dropdown(options=data.categories(root), value=category.name, description="category")
     options = {name: w.Dropdown(options=values, value=getattr(detector, name), description=name)
-               for name, values in _choices(detector).items()}
+               for name, values in _choices(detector, backbones).items()}
     picture = w.Dropdown(description="picture")
-    threshold = w.FloatSlider(description="threshold", readout_format=".3f", continuous_update=False)
-    told, drawn = w.HTML(), w.Output()
-    current = {}
+    threshold = w.FloatSlider(description="threshold", readout_format=".3f", continuous_update=False,
+                              layout={"width": "40em"})
+    told, drawn, curve = w.HTML(), w.Output(), w.Output()
+    current = {"root": Path(root)}          # of what is shown; "view" only while it may be drawn
 
     def refit(_=None) -> None:
         told.value = "fitting ..."
-        wanted = replace(detector, **{name: option.value for name, option in options.items()})
+        shown = current.pop("view", None)
         try:
-            given = folder.value == str(root) and chosen.value == category.name
-            pictures = category if given else data.scan(Path(folder.value), chosen.value)
-            view = view_of(wanted, pictures, preprocess)
+            wanted = replace(detector, **{name: option.value for name, option in options.items()})
+            given = (current["root"], chosen.value) == (Path(root), category.name)
+            view = view_of(wanted, category if given else data.scan(current["root"], chosen.value), preprocess)
             scores = view.scores
         except ValueError as error:             # a level without weights, a picture that is none, ...
-            told.value = f"<b>{error}</b>"
+            told.value = f"<b>{escape(str(error))}</b>"
+            for output in (drawn, curve):
+                output.clear_output()
             return
-        current.clear()                         # no drawing while the widgets change
-        picture.options = [(f"{sample.defect}/{sample.path.stem}", index)
-                           for index, sample in enumerate(view.category.test)]
+        if not shown or shown.category.test != view.category.test:      # else the same picture by another detector
+            picture.options = [(f"{sample.defect}/{sample.path.stem}", index)
+                               for index, sample in enumerate(view.category.test)]
+            picture.value = int(np.argmax(scores))
         low, high = float(scores.min()), float(scores.max())
         threshold.max = max(threshold.min, high)        # a lower end above the upper one is refused
         threshold.min, threshold.max = low, high
         threshold.step, threshold.value = (high - low) / 100 or 1.0, view.usual
-        picture.value = int(np.argmax(scores))
         current["view"] = view
-        draw()
+        look()
 
-    def draw(_=None) -> None:
+    def look(_=None) -> None:
         if view := current.get("view"):
-            told.value = view.verdict(picture.value, threshold.value)
+            move()
             with drawn:
                 drawn.clear_output(wait=True)
-                display(view.figure(picture.value, threshold.value))
+                display(view.figure(picture.value))
+
+    def move(_=None) -> None:
+        if view := current.get("view"):
+            told.value = view.verdict(picture.value, threshold.value)
+            with curve:
+                curve.clear_output(wait=True)
+                display(view.curve(picture.value, threshold.value))
 
     def enter(_=None) -> None:
         try:
-            names = data.categories(data.resolve(folder.value))
-        except ValueError as error:
-            told.value = f"<b>{error}</b>"
+            names = data.some_categories(folder.value)
+        except ValueError as error:             # what is shown stays
+            told.value = f"<b>{escape(str(error))}</b>"
             return
-        if names:
-            folder.value = str(data.resolve(folder.value))
-            chosen.options = names              # its new value fits anew
-        else:
-            told.value = f"<b>{folder.value}: holds no category; needs folders with train/good</b>"
+        current["root"] = data.resolve(folder.value)
+        chosen.unobserve(refit, "value")        # the first name may be the same as before
+        chosen.options = names
+        chosen.observe(refit, "value")
+        refit()
 
     folder.observe(enter, "value")
     for widget in (chosen, *options.values()):
         widget.observe(refit, "value")
-    for widget in (picture, threshold):
-        widget.observe(draw, "value")
+    picture.observe(look, "value")
+    threshold.observe(move, "value")
     refit()
-    return w.VBox([w.HBox([folder, chosen]), w.HBox(list(options.values())), w.HBox([picture, threshold]), told, drawn])
+    rows = [[folder, chosen], list(options.values()), [picture, threshold]]
+    return w.VBox([*(w.HBox(row, layout={"flex_flow": "row wrap"}) for row in rows), told, drawn, curve])
 
 
-def _choices(detector: Detector) -> dict[str, list]:
-    """Parameters of this method that can be chosen, as (text, value): the given one first, impossible ones left out."""
+def _choices(detector: Detector, backbones: Sequence[str] = ()) -> dict[str, list]:
+    """Parameters of this method that can be chosen, as (text, value): the given one first. What does not fit the others
+    as they are is left out, but for `backbones`: they may need other levels or weights.
+    """
     levels = [levels for count in (1, 2, 3) for levels in combinations((1, 2, 3), count)]
     wanted = {"layers": levels, "backbone": ["resnet18", "resnet34", "pdn_small"],
+              "weights": ["bundled", "imagenet", "random"],
               "score": list(scoring.RULES) if isinstance(detector, PatchCore) else []}
     choices = {}
     for name, values in wanted.items():
@@ -178,7 +211,8 @@ def _choices(detector: Detector) -> dict[str, list]:
         for value in values:
             with suppress(ValueError):
                 replace(detector, **{name: value})
-                possible += [value] * (value not in possible)
+                possible.append(value)
+        possible = list(dict.fromkeys(possible + [*backbones] * (name == "backbone")))
         texts = [",".join(map(str, value)) if isinstance(value, tuple) else value for value in possible]
         if len(possible) > 1:
             choices[name] = list(zip(texts, possible, strict=True))

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure as _Figure
+from matplotlib.lines import Line2D
 from matplotlib.transforms import ScaledTranslation
 from PIL import Image
 from sklearn.metrics import roc_curve
@@ -25,9 +26,11 @@ HEAT = "inferno"
 class Figure(_Figure):
     """A figure that a notebook shows as its cell's value, whether pyplot was imported or not."""
 
+    trim = True         # white margins cut off; to know them it is drawn twice
+
     def _repr_png_(self) -> bytes:
         drawn, small = BytesIO(), BytesIO()
-        self.savefig(drawn, format="png", bbox_inches="tight")
+        self.savefig(drawn, format="png", bbox_inches="tight" if self.trim else None)
         # 256 colours: a page of pictures must stay small enough to be read on a code host.
         Image.open(drawn).convert("RGB").quantize(256).save(small, format="png", optimize=True)
         return small.getvalue()
@@ -97,11 +100,12 @@ def roc(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]]) -> Figure:
     return figure
 
 
-def distributions(cases: Mapping[str, tuple[Sequence[int], Sequence[float]]],
-                  threshold: float | None = None) -> Figure:
-    """Per case the histogram of the scores of both classes, and the ROC curve (Fig. 2.2).
+def distributions(cases: Mapping[str, tuple[Sequence[int], Sequence[float]]], threshold: float | None = None,
+                  marked: float | None = None) -> Figure:
+    """Per case the histogram of the scores of both classes, and the ROC curve (Fig. 2.2) where there are both.
 
-    cases map a title to labels (n,) and scores (n,); the threshold is a line above and a point below.
+    cases map a title to labels (n,) and scores (n,); the threshold is a line above and a point below. marked: score of
+    a picture that is pointed at.
     """
     alone = len(cases) == 1             # then side by side
     figure = Figure(figsize=(6.6, 2.9) if alone else (3.0 * len(cases), 5.4), layout="constrained", dpi=90)
@@ -110,12 +114,20 @@ def distributions(cases: Mapping[str, tuple[Sequence[int], Sequence[float]]],
         labels, scores = np.asarray(labels), np.asarray(scores, dtype=float)
         bins = np.linspace(scores.min(), scores.max(), 30)
         for value, name, colour in ((0, "nominal", GOOD), (1, "anomalous", BAD)):
-            top.hist(scores[labels == value], bins, alpha=0.65, color=colour, label=name)
-        top.set(title=title, xlabel="anomaly score", ylabel="pictures")
-        top.legend(fontsize=7)
-        _roc(bottom, labels, scores, color="black")
+            if (labels == value).any():
+                top.hist(scores[labels == value], bins, alpha=0.65, color=colour, label=name)
+        if marked is not None:
+            top.plot(marked, 0, "^", color="black", clip_on=False, label="this picture")
         if threshold is not None:
             top.axvline(threshold, color="black", lw=1, ls="--")
+        top.set(title=title, xlabel="anomaly score", ylabel="pictures")
+        top.legend(fontsize=7)
+        if len(np.unique(labels)) < 2:
+            bottom.set_axis_off()
+            bottom.text(0.5, 0.5, "a ROC curve needs good and\ndefective test pictures", ha="center", va="center")
+            continue
+        _roc(bottom, labels, scores, color="black")
+        if threshold is not None:
             positive = scores >= threshold
             bottom.plot(positive[labels == 0].mean(), positive[labels == 1].mean(), "o", color=BAD)
     return figure
@@ -146,13 +158,18 @@ def heat(panels: Mapping[str, pd.DataFrame], columns: int = 3) -> Figure:
 
 
 def pareto(table: pd.DataFrame, front: pd.DataFrame, cost: str, gain: str, group: str) -> Figure:
-    """Every row a point at (cost, gain), coloured by `group`; the rows of the front joined and named by the index."""
-    figure = Figure(figsize=(7.2, 4.4), layout="constrained", dpi=100)
+    """Every row a point at (cost, gain), coloured by `group`; the rows of the front joined and numbered, their index
+    beside: names at points that lie close together would hide each other.
+    """
+    figure = Figure(figsize=(9.6, 4.4), layout="constrained", dpi=100)
     axis = figure.subplots()
     sns.scatterplot(table, x=cost, y=gain, hue=group, s=26, ax=axis)
     axis.step(front[cost], front[gain], where="post", color="0.3", lw=1)
-    for name, row in front.iterrows():
-        axis.annotate(str(name), (row[cost], row[gain]), (4, -9), textcoords="offset points", fontsize=7)
+    for number, (_, row) in enumerate(front.iterrows(), 1):        # above left of its point the front has no line
+        axis.annotate(str(number), (row[cost], row[gain]), (-3, 3), textcoords="offset points", ha="right", fontsize=8)
+    names = [f"{number}  {name}" for number, name in enumerate(front.index, 1)]
+    figure.legend([Line2D([], [], ls="none") for _ in names], names, loc="outside right upper", fontsize=7,
+                  handlelength=0, handletextpad=0, title="the front", alignment="left")
     return figure
 
 
@@ -236,47 +253,39 @@ def maps(samples: Sequence[Sample], full_maps: np.ndarray, scores: Sequence[floa
     return figure
 
 
-def inspection(sample: Sample, heat: np.ndarray, labels: np.ndarray, scores: np.ndarray, index: int, threshold: float,
-               times: Mapping[str, float], crops: Sequence[np.ndarray], preprocess: Preprocess) -> Figure:
-    """One picture through a detector: picture, map (H, W), scores and ROC of all pictures, stage times in ms, crops.
+def inspection(sample: Sample, heat: np.ndarray, score: float, times: Mapping[str, float], crops: Sequence[np.ndarray],
+               preprocess: Preprocess) -> Figure:
+    """One picture through a detector: picture, map (H, W), crops, stage times in ms.
 
     crops: the farthest patch of the picture, then the nominal patches nearest to it; may be empty.
     """
-    figure = Figure(figsize=(11, 4.9 if len(crops) else 3.0), layout="constrained", dpi=90)
-    heights = [3, 1.9] if len(crops) else [3]
-    top, *rest = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
-    shown, mapped, hist, curve, bars = top.subplots(1, 5, width_ratios=[1, 1, 1, 1, 0.9])
+    figure = Figure(figsize=(11, 2.9), layout="constrained", dpi=90)
+    figure.trim = False
+    named = {f"crop {number}": crop for number, crop in enumerate(crops)}
+    columns = np.resize(list(named), (2, -(-len(named) // 2))).tolist() if named else [[], []]
+    axes = figure.subplot_mosaic([["picture", "map", *row, "times"] for row in columns],
+                                 width_ratios=[2.1, 2.1, *[1] * len(columns[0]), 1.7])
     rgb, mask = to_rgb(preprocess.image(sample.path)), preprocess.mask(sample)
-    shown.imshow(rgb)
-    mapped.imshow(rgb.mean(axis=2), cmap="gray")
-    mapped.imshow(heat, cmap=HEAT, alpha=0.65)
-    for axis, title in ((shown, f"{sample.defect}/{sample.path.stem}"), (mapped, f"score {scores[index]:.3f}")):
-        axis.set_axis_off()
-        axis.set_title(title, fontsize=9)
+    axes["picture"].imshow(rgb)
+    axes["map"].imshow(rgb.mean(axis=2), cmap="gray")
+    axes["map"].imshow(heat, cmap=HEAT, alpha=0.65)
+    for name, title in (("picture", f"{sample.defect}/{sample.path.stem}"), ("map", f"score {score:.3f}")):
+        axes[name].set_axis_off()
+        axes[name].set_title(title, fontsize=9)
         if mask.any():
-            axis.contour(mask, levels=[0.5], colors="#4be04b", linewidths=0.9)
-    bins = np.linspace(scores.min(), scores.max(), 20)
-    for value, name, colour in ((0, "nominal", GOOD), (1, "anomalous", BAD)):
-        hist.hist(scores[labels == value], bins, alpha=0.65, color=colour, label=name)
-    hist.axvline(threshold, color="black", lw=1, ls="--")
-    hist.plot(scores[index], 0, "^", color="black", clip_on=False, label="this picture")
-    hist.set(xlabel="anomaly score", ylabel="pictures")
-    hist.legend(fontsize=6)
-    _roc(curve, labels, scores, color="black")
-    alarms = scores >= threshold
-    curve.plot(alarms[labels == 0].mean(), alarms[labels == 1].mean(), "o", color=BAD)
+            axes[name].contour(mask, levels=[0.5], colors="#4be04b", linewidths=0.9)
+    for number, (name, crop) in enumerate(named.items()):
+        axes[name].imshow(crop)
+        axes[name].set_title(f"nominal, {number}. nearest" if number else "its farthest patch", fontsize=8)
+        axes[name].set_axis_off()
+    bars = axes["times"]
     bars.barh(list(times), list(times.values()), color=[STAGE_COLOURS[stage] for stage in times])
     bars.invert_yaxis()
+    bars.set_title(f"{sum(times.values()):.1f} ms", fontsize=9)
     bars.set_xlabel("milliseconds")
     for row, ms in enumerate(times.values()):
         bars.annotate(f"{ms:.1f}", (ms, row), (3, 0), textcoords="offset points", va="center", fontsize=8)
     bars.set_xlim(0, 1.3 * max(times.values()))
-    if rest:
-        titles = ["its farthest patch", *(f"nominal, {number}. nearest" for number in range(1, len(crops)))]
-        for axis, crop, title in zip(rest[0].subplots(1, len(crops)), crops, titles, strict=True):
-            axis.imshow(crop)
-            axis.set_title(title, fontsize=9)
-            axis.set_axis_off()
     return figure
 
 

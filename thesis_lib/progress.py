@@ -18,10 +18,16 @@ def watched() -> bool:
     return sys.stderr.isatty() or ("ipykernel" in sys.modules and "THESIS_BATCH" not in os.environ)
 
 
+def bar(steps: Iterable, **options) -> tqdm:
+    """tqdm's bar where somebody watches; JupyterLab would leave a red field behind of what goes to stderr."""
+    file = sys.stdout if "ipykernel" in sys.modules else sys.stderr
+    return tqdm(steps, file=file, leave=False, disable=not watched(), **options)
+
+
 def track(steps: Iterable, total: int | None, what: str) -> Iterator:
     """Yield the steps; `total` in steps, None when not known beforehand."""
     next_share, silent = 0.2, not watched()
-    for done, step in enumerate(tqdm(steps, total=total, desc=what, disable=silent, leave=False), start=1):
+    for done, step in enumerate(bar(steps, desc=what, total=total), start=1):
         yield step
         if silent and total and done / total >= next_share:
             log.info("%s: %d of %d", what, done, total)

@@ -15,9 +15,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
-from thesis_lib.progress import watched
+from thesis_lib.progress import bar
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +53,7 @@ def descend(network: nn.Module, optimizers: Sequence[torch.optim.Optimizer], los
     course = _resume(checkpoint, subject, parts, steps, device)
     began = time.perf_counter() - course.seconds
     written, last = time.perf_counter(), min(steps, course.step + (limit or steps))
-    for step in tqdm(range(course.step, last), what, steps, initial=course.step, leave=False, disable=not watched()):
+    for step in bar(range(course.step, last), desc=what, total=steps, initial=course.step):
         with torch.random.fork_rng([device] if device.startswith("cuda") else []):
             torch.manual_seed(mixed(seed, step))
             values = losses(step)
