@@ -87,11 +87,12 @@ def parameters_of(notebook) -> dict[str, tuple]:
     return found
 
 
-def plan(profile, *, only=(), overrides=None, notebooks=None, outputs=None) -> list[Task]:
+def plan(profile, *, only=(), overrides=None, categories=(), notebooks=None, outputs=None) -> list[Task]:
     """Tasks of a profile; any mistake in runs.yml, notebooks, `only` and `overrides` raises BatchError here.
 
     only: each "07", a full name or a unique prefix; default all.
     overrides: name -> text as typed after -p, or value; for the selected notebooks that declare the name.
+    categories: of `every_category`, default those of the data folder.
     notebooks: folder with runs.yml, default paths.notebooks().
     outputs: folder of the executed copies, default paths.executed(profile).
     """
@@ -118,7 +119,7 @@ def plan(profile, *, only=(), overrides=None, notebooks=None, outputs=None) -> l
         if stem in settings["every_category"]:
             _known("category", declared[stem], f"{where}, every_category: {stem} has no parameter")
             given_variants = [variant | {"category": name} for variant in given_variants
-                              for name in _categories(settings["defaults"] | variant, overrides)]
+                              for name in categories or _categories(settings["defaults"] | variant, overrides)]
         for variant in given_variants:
             for name in variant:
                 _known(name, declared[stem], f"{where}: {stem} has no parameter")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,17 @@ def find(kind: str, subject: dict) -> dict | None:
     """The finished row of this subject, measured on this machine, or None. ValueError names a damaged file."""
     files = list(paths.results().glob(f"*-{identity(kind, subject)}.json"))
     return _noted(_read(files[0])) if files else None
+
+
+def files(ids: Iterable[str]) -> list[Path]:
+    """Where the rows of these ids lie, sorted by name. KeyError with the first that is not there."""
+    there = {file.stem.rpartition("-")[2]: file for file in paths.results().glob("*.json")}
+    return sorted(there[row] for row in ids)
+
+
+def rows(ids: Iterable[str]) -> list[dict]:
+    """Rows of these ids, measured on this machine."""
+    return [_read(file) for file in files(ids)]
 
 
 def save(kind: str, subject: dict, values: dict) -> dict:
@@ -81,12 +93,24 @@ def write_atomically(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def note(ids: Iterable[str]) -> None:
+    """Write ids to the file that the batch names: a page can then show the rows behind it. `find` and `save` do so by
+    themselves; a notebook that reads all rows says which of them it shows. Rows that are not of this machine are no
+    files here and are left out.
+    """
+    own = {file.stem.rpartition("-")[2] for file in paths.results().glob("*.json")}
+    _note(row for row in ids if row in own)
+
+
 def _noted(row: dict) -> dict:
-    """The row, its id written to the file that the batch names: a page can then show the rows behind it."""
+    _note([row["id"]])
+    return row
+
+
+def _note(ids: Iterable[str]) -> None:
     if file := os.environ.get("THESIS_ROWS"):
         with open(file, "a", encoding="utf-8") as log:
-            log.write(row["id"] + "\n")
-    return row
+            log.writelines(f"{row}\n" for row in ids)
 
 
 def _read(file: Path) -> dict:

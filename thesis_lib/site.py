@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from thesis_lib import batch, paths, render
+from thesis_lib import batch, paths, render, results
 from thesis_lib.plan import read_json
 
 CHAPTERS = {"Begin here": ("00",), "Chapter 2, foundations": ("01", "02", "03", "04", "05", "06"),
@@ -59,14 +59,11 @@ def build(profile: str) -> Path:
 
 def _rows(task: batch.Task) -> list[Path]:
     """Files of the rows that an execution measured or read."""
-    found = []
-    for row in (read_json(task.record) or {}).get("rows", []):
-        files = list(paths.results().glob(f"*-{row}.json"))
-        if not files:
-            raise SiteError(f"{task.name}: its result row {row} is no longer in {paths.results()}; "
-                            f"`thesis run --only {task.name.partition('@')[0]} --force` measures it again")
-        found += files
-    return sorted(found)
+    try:
+        return results.files((read_json(task.record) or {}).get("rows", []))
+    except KeyError as row:
+        raise SiteError(f"{task.name}: its result row {row.args[0]} is no longer in {paths.results()}; "
+                        f"`thesis run --only {task.name.partition('@')[0]} --force` measures it again") from None
 
 
 def _contents(caption: str, names: list[str]) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -147,19 +147,15 @@ def overview(rows: pd.DataFrame) -> pd.DataFrame:
     parameters by name. A configuration that was measured again counts once, with its last rows; one that was measured
     on fewer test pictures than others of its category (a smoke run) is left out.
     """
-    parts = {kind: rows[rows["kind"] == kind].sort_values("finished") for kind in ("auroc", "time")}
-    scored = parts["auroc"].drop_duplicates(["configuration", "category", "data", "seed"], keep="last")
+    scored, timed = _last(rows)
     if scored.empty:
         return pd.DataFrame()
-    tested = scored["scores"].map(len)
-    scored = scored[tested == tested.groupby(scored["category"]).transform("max")]
     table = summary(scored).sort_values("n_train", kind="stable").set_index(["configuration", "category"])
     table = table[~table.index.duplicated(keep="last")]         # the same name on fewer training pictures
     facts = scored.drop_duplicates(["configuration", "category"], keep="last").set_index(["configuration", "category"])
     named = facts.filter(like="parameters.").rename(columns=lambda name: name.removeprefix("parameters."))
     if "layers" in named:
         named["layers"] = named["layers"].map(lambda levels: "+".join(map(str, levels)), na_action="ignore")
-    timed = parts["time"].drop_duplicates(["configuration", "category"], keep="last")
     timed = timed.set_index(["configuration", "category"])
     timed = timed.filter(regex="^(total_ms|stage_ms)").rename(columns=lambda name: name.replace("stage_ms.", "") + (
         " ms" if name.startswith("stage") else "")).rename(columns={"total_ms": "total ms"})
@@ -168,6 +164,21 @@ def overview(rows: pd.DataFrame) -> pd.DataFrame:
     labels = table.reindex(columns=["method", "backbone", "layers", "embedding", "bank", "engine"]).astype(object)
     labels = labels.where(labels.notna() & (labels != "eager"), "").astype(str)
     return table.assign(label=labels.agg(lambda parts: " ".join(filter(None, parts)), axis=1))
+
+
+def behind(rows: pd.DataFrame, lines: Iterable[tuple[str, str]]) -> list[str]:
+    """Ids of the rows of `results.load_all` that stand behind these lines (configuration, category) of `overview`."""
+    last, lines = pd.concat(_last(rows)), list(lines)
+    return last.loc[pd.MultiIndex.from_frame(last[["configuration", "category"]]).isin(lines), "id"].tolist()
+
+
+def _last(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The last `auroc` row of each seed, on all test pictures of its category, and the last `time` rows."""
+    parts = {kind: rows[rows["kind"] == kind].sort_values("finished") for kind in ("auroc", "time")}
+    scored = parts["auroc"].drop_duplicates(["configuration", "category", "data", "seed"], keep="last")
+    tested = scored["scores"].map(len) if len(scored) else pd.Series(dtype=int)
+    return (scored[tested == tested.groupby(scored["category"]).transform("max")],
+            parts["time"].drop_duplicates(["configuration", "category"], keep="last"))
 
 
 def contrast(table: pd.DataFrame, parameter: str, one: Any, other: Any, **fixed: Any) -> pd.Series:
