@@ -408,6 +408,41 @@ def test_a_crash_between_copy_and_record_leaves_nothing_that_claims_to_be_curren
     assert not batch.up_to_date(after[0], after[0].key)
 
 
+MEASURE = """
+from thesis_lib import evaluation
+from thesis_lib.data import Preprocess, scan
+from thesis_lib.methods import PaDiM, PatchCore
+pictures = scan(data, "pad")
+detectors = {"bank": PatchCore(weights="random", layers=(1,), bank=30),
+             "gaussians": PaDiM(weights="random", channels=10)}
+evaluation.evaluate_many(detectors, pictures, Preprocess(image_size=size), seeds=2)
+evaluation.measure_time(detectors["bank"], pictures, Preprocess(image_size=size), pictures=1)"""
+
+
+def test_two_at_a_time_measure_the_same_numbers(folder, make_category, tmp_path, monkeypatch):
+    """On half the threads each: rows of the same names with the same scores; times are named by their threads."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    for number, size in ((1, 64), (2, 96)):
+        write(folder, f"0{number}_" + ("one", "two")[number - 1], MEASURE,
+              parameters=f"data: str = {str(make_category())!r}\nsize: int = {size}")
+    rows = {}
+    for jobs in (1, 2):
+        monkeypatch.setenv("THESIS_OUTPUTS", str(tmp_path / f"jobs{jobs}"))
+        outcomes = batch.run(plan(folder), jobs=jobs, report=lambda line: None)
+        assert [outcome.state for outcome in outcomes] == ["done", "done"], outcomes
+        files = (tmp_path / f"jobs{jobs}" / "results").glob("*.json")
+        rows[jobs] = {file.name: json.loads(file.read_text()) for file in files}
+    alone, together = ({name: row for name, row in rows[jobs].items() if row["kind"] == "auroc"} for jobs in (1, 2))
+    assert len(alone) == 8 and set(alone) == set(together)
+    for name, row in alone.items():
+        for number in ("scores", "image_auroc", "image_auroc_low", "image_auroc_high", "pixel_auroc", "pro"):
+            assert row[number] == pytest.approx(together[name][number], rel=1e-5), (name, number)
+        assert [one["stamp"]["threads"]["torch"] for one in (row, together[name])] == [2, 1]
+    times = [[row["protocol"]["threads"] for row in rows[jobs].values() if row["kind"] == "time"] for jobs in (1, 2)]
+    assert times == [[2, 2], [1, 1]] and not {*rows[1]} & {*rows[2]} - {*alone}
+
+
 def test_demo_pictures_are_made_once_before_any_notebook(folder, tmp_path, monkeypatch):
     """Made by the first notebook, they would count as changed data at the next run, and two jobs would make them."""
     def make(root):
