@@ -423,6 +423,7 @@ def test_two_at_a_time_measure_the_same_numbers(folder, make_category, tmp_path,
     """On half the threads each: rows of the same names with the same scores; times are named by their threads."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    profile(folder, timeout_s=600)
     for number, size in ((1, 64), (2, 96)):
         write(folder, f"0{number}_" + ("one", "two")[number - 1], MEASURE,
               parameters=f"data: str = {str(make_category())!r}\nsize: int = {size}")

@@ -75,7 +75,8 @@ def test_heat_has_one_scale_for_all_tables(drawn):
 def test_pareto_names_the_front(drawn):
     table = pd.DataFrame({"ms": [1.0, 2, 3], "AUROC": [80.0, 90, 85], "kind": ["avg", "max", "avg"]}, index=list("abc"))
     axis = drawn(figures.pareto(table, table.iloc[:2], "ms", "AUROC", "kind")).axes[0]
-    assert texts(axis.texts) == ["a", "b"]
+    assert texts(axis.texts) == ["1", "2"]
+    assert texts(axis.figure.legends[0].get_texts()) == ["1  a", "2  b"]
     assert sorted(axis.collections[0].get_offsets().tolist()) == [[1, 80], [2, 90], [3, 85]]
 
 

@@ -95,6 +95,12 @@ def test_a_notebook_that_was_not_executed_has_no_hours(executed):
     assert list(table["hours"].notna()) == [True, True, False, False]
 
 
+def test_a_notebook_that_collects_rows_takes_its_time_again(executed):
+    tasks = executed({"kind": "auroc", **SCORED}, stem="16")[::-1]          # 16 runs last
+    line = hour(tasks)
+    assert line.hours == pytest.approx(SECONDS / 3600) and line.training == 0
+
+
 def test_workers_and_makespan():
     assert hours.makespan([0.6, 0.5, 0.4, 0.3], 2) == pytest.approx(0.9)
     assert hours.workers([0.6, 0.5, 0.4, 0.3]) == 2 and hours.workers([0.5, 1.2]) is None and hours.workers([]) == 1

@@ -82,7 +82,7 @@ def _hours(wanted: dict, record: dict, every: list[tuple], start: float, here, t
     rows = [row for row, *_ in every]
     given, rest = record["parameters"], record["seconds"] - start
     began = pd.Timestamp(record["finished"]) - pd.Timedelta(seconds=record["seconds"] + 1)
-    if not rows:                # a notebook of its own: it grows as its pictures
+    if not rows or "category" not in given:         # measures nothing, or collects what others did: as its pictures
         many = [sum(_limited(counts.get(parameters.get("category"), (1, 0)), parameters))
                 for counts, parameters in ((there, wanted), (here, given))]
         return {"hours": (start + rest * many[0] / many[1]) / 3600, "training": 0.0, "evaluated": 0.0, "found": 0.0}
