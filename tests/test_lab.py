@@ -108,4 +108,4 @@ def test_the_threshold_of_07_changes_the_verdict(lab, page):
                            arg=before, timeout=20_000)
     print(f"answered after {time.monotonic() - began:.2f} s")
     assert "false alarms" in told.inner_text() and page.locator(FAULTS).count() == 0
-    assert page.locator(".widget-output img").count() == 1
+    assert page.locator(".widget-output img").count() == 2          # the picture, and the curve of all
