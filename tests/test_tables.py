@@ -208,6 +208,14 @@ def test_overview_has_a_line_per_configuration(two_rows):
     assert tables.overview(every[every["kind"] == "time"]).empty
 
 
+def test_overview_leaves_out_rows_without_scores(two_rows):
+    """Some that ship with the project are without the scores of the single pictures."""
+    _, every = two_rows
+    every["scores"] = [None if bank == 40 else scores for bank, scores in
+                       zip(every["parameters.bank"], every["scores"], strict=True)]
+    assert list(tables.overview(every)["bank"]) == [20]
+
+
 def test_contrast_pairs_what_differs_in_one_parameter(two_rows):
     rows, every = two_rows
     table = tables.overview(every)

@@ -145,7 +145,7 @@ def overview(rows: pd.DataFrame) -> pd.DataFrame:
 
     label, method, AUROC in % with its interval, milliseconds in total and per stage where it was timed, and all
     parameters by name. A configuration that was measured again counts once, with its last rows; one that was measured
-    on fewer test pictures than others of its category (a smoke run) is left out.
+    on fewer test pictures than others of its category (a smoke run), or whose scores are not there, is left out.
     """
     scored, timed = _last(rows)
     if scored.empty:
@@ -162,7 +162,8 @@ def overview(rows: pd.DataFrame) -> pd.DataFrame:
     named = named.rename(columns={name: f"{name}, parameter" for name in named if name in table})   # EfficientAD's low
     table = table.join(facts["method"]).join(timed).join(named)
     labels = table.reindex(columns=["method", "backbone", "layers", "embedding", "bank", "engine"]).astype(object)
-    labels = labels.where(labels.notna() & (labels != "eager"), "").astype(str)
+    labels = labels.where(labels.notna() & (labels != "eager"), "")
+    labels = labels.map(_text)
     return table.assign(label=labels.agg(lambda parts: " ".join(filter(None, parts)), axis=1))
 
 
@@ -176,6 +177,7 @@ def _last(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The last `auroc` row of each seed, on all test pictures of its category, and the last `time` rows."""
     parts = {kind: rows[rows["kind"] == kind].sort_values("finished") for kind in ("auroc", "time")}
     scored = parts["auroc"].drop_duplicates(["configuration", "category", "data", "seed"], keep="last")
+    scored = scored[scored["scores"].notna()]                   # some rows that ship with the project came without
     tested = scored["scores"].map(len) if len(scored) else pd.Series(dtype=int)
     return (scored[tested == tested.groupby(scored["category"]).transform("max")],
             parts["time"].drop_duplicates(["configuration", "category"], keep="last"))
@@ -192,12 +194,17 @@ def contrast(table: pd.DataFrame, parameter: str, one: Any, other: Any, **fixed:
             and name not in (parameter, "label")] + ["weights", "n_train"]
     keyed = table.reset_index()
     keyed["same"] = [str(tuple(values)) for values in keyed[[*same, "category"]].itertuples(index=False)]
-    first, second = (keyed[keyed[parameter].astype(str) == str(value)].drop_duplicates("same").set_index("same")
+    first, second = (keyed[keyed[parameter].map(_text) == _text(value)].drop_duplicates("same").set_index("same")
                      for value in (one, other))
     points = (second["auroc"] - first["auroc"]).dropna()
     ratio = (second["total ms"] / first["total ms"]).dropna() if "total ms" in table else pd.Series(dtype=float)
     return pd.Series({"pairs": len(points), "AUROC, points": points.mean(), "lowest": points.min(),
                       "highest": points.max(), "time, ratio": np.exp(np.log(ratio).mean()) if len(ratio) else np.nan})
+
+
+def _text(value: Any) -> str:
+    """A whole number in a column with gaps has become 1000.0."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def markdown(table: pd.DataFrame) -> str:
