@@ -411,16 +411,19 @@ def test_a_crash_between_copy_and_record_leaves_nothing_that_claims_to_be_curren
 MEASURE = """
 from thesis_lib import evaluation
 from thesis_lib.data import Preprocess, scan
-from thesis_lib.methods import PaDiM, PatchCore
+from thesis_lib.methods import EfficientAD, PaDiM, PatchCore
 pictures = scan(data, "pad")
 detectors = {"bank": PatchCore(weights="random", layers=(1,), bank=30),
-             "gaussians": PaDiM(weights="random", channels=10)}
+             "gaussians": PaDiM(weights="random", channels=10),
+             "trained": EfficientAD(weights="random", steps=3)}
 evaluation.evaluate_many(detectors, pictures, Preprocess(image_size=size), seeds=2)
 evaluation.measure_time(detectors["bank"], pictures, Preprocess(image_size=size), pictures=1)"""
 
 
 def test_two_at_a_time_measure_the_same_numbers(folder, make_category, tmp_path, monkeypatch):
-    """On half the threads each: rows of the same names with the same scores; times are named by their threads."""
+    """On half the threads each, but for trainings: rows of the same names with the same scores, those of what is
+    trained bit for bit; times are named by their threads.
+    """
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     profile(folder, timeout_s=600)
@@ -435,7 +438,10 @@ def test_two_at_a_time_measure_the_same_numbers(folder, make_category, tmp_path,
         files = (tmp_path / f"jobs{jobs}" / "results").glob("*.json")
         rows[jobs] = {file.name: json.loads(file.read_text()) for file in files}
     alone, together = ({name: row for name, row in rows[jobs].items() if row["kind"] == "auroc"} for jobs in (1, 2))
-    assert len(alone) == 8 and set(alone) == set(together)
+    assert len(alone) == 12 and set(alone) == set(together)
+    trained = [name for name, row in alone.items() if row["method"] == "efficientad"]
+    assert len(trained) == 4 and all(alone[name]["training"]["losses"] == together[name]["training"]["losses"]
+                                     for name in trained)
     for name, row in alone.items():
         for number in ("scores", "image_auroc", "image_auroc_low", "image_auroc_high", "pixel_auroc", "pro"):
             assert row[number] == pytest.approx(together[name][number], rel=1e-5), (name, number)

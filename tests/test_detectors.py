@@ -319,6 +319,16 @@ def test_patchcore_asks_the_engine_it_names(engine, monkeypatch):
     assert asked == [(engine, 1)]
 
 
+@pytest.mark.parametrize("score", ["max", "reweighted", "author_cdist"])
+def test_patchcore_pruned_gives_the_same_scores_and_maps(monkeypatch, score):
+    """With a bank larger than the rows that bound; the second picture is a training picture."""
+    monkeypatch.setattr(search, "FIRST", 20)
+    batch = torch.stack([TEST[0], TRAIN[0][0]])
+    one, other = (fitted("patchcore", search=engine, bank="50%", score=score) for engine in ("torch", "pruned"))
+    for got, expected in zip(answers(other, batch), answers(one, batch), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-4)
+
+
 def test_patchcore_weights_are_used(tmp_path):
     """Layer 1 of another random network, from a file."""
     net = backbones.load("resnet18", (1,), "random", 9)

@@ -296,7 +296,7 @@ def test_rows_have_the_fields_of_thesis_time_and_go_into_the_same_tables(origina
     out = results.path({"kind": "time", "method": "x", "category": "y", "id": "z", "parameters": {}}).parent / "pi.json"
     code, printed, _ = run(capsys, "measure", original, *QUICK, "--threads", "1,2", "--engine", "int8", "--out", out)
     assert code == 0
-    assert any("6 expected scores: largest difference" in line for line in printed)
+    assert any("scores of the bundle's 6 pictures: at most" in line for line in printed)
     ours = evaluation.measure_time(replace(DETECTOR, search="numpy"), category, SMALL, pictures=1, warmup=0, repeats=1)
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["threads"] for row in rows] == [row["protocol"]["threads"] for row in rows] == [1, 2]

@@ -84,10 +84,11 @@ def test_order_of_the_keys_does_not_change_the_identity():
 
 
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
-@pytest.mark.parametrize(("module", "function"), [(os, "replace"), (Path, "write_text")])
+@pytest.mark.parametrize(("module", "function"), [(os, "replace"), (Path, "write_bytes")])
 def test_a_crash_while_writing_leaves_nothing(monkeypatch, module, function, error):
     def crash(file, *args, **kwargs):
-        Path(file).write_bytes(b"{half")
+        with open(file, "wb") as half:
+            half.write(b"{half")
         raise error("broken on purpose")
 
     monkeypatch.setattr(module, function, crash)

@@ -135,6 +135,36 @@ def test_threads_are_set_while_searching_and_restored(monkeypatch, name, read, w
         write(before)
 
 
+@pytest.mark.parametrize("dim", [1, 6, 70])
+@pytest.mark.parametrize(("first", "fewest"), [(2, 1), (5, 4), (200, 64), (599, 7), (600, 7)])
+def test_pruned_finds_the_farthest_patch_and_bounds_the_others(monkeypatch, first, fewest, dim):
+    """Against brute force; some patches are rows of the bank, and two are equally far."""
+    monkeypatch.setattr(search, "FIRST", first)
+    monkeypatch.setattr(search, "FEWEST", fewest)
+    bank, vectors = data(dim=dim, queries=90)
+    vectors = torch.cat([bank[590:], vectors, vectors[vectors.norm(dim=1).argmax()][None]])
+    _, every = brute_force(bank, vectors, 1)
+    nearest = every.min(axis=1)
+    for order in (torch.arange(101), torch.arange(101).flip(0)):
+        distances, indices = search.Pruned().fit(bank).bounds(vectors[order])
+        np.testing.assert_allclose(distances[:, 0], every[order, indices[:, 0]], atol=1e-3)
+        assert (distances[:, 0].numpy() > nearest[order] - 1e-4).all()
+        assert distances.argmax() == torch.from_numpy(nearest[order]).argmax()      # the first of the equal ones
+        assert distances.max().item() == pytest.approx(nearest.max(), abs=1e-4)
+
+
+def test_pruned_looks_at_the_whole_bank_for_few_patches(monkeypatch):
+    """Clusters, and one patch that lies far from all of them: 1 + 1 blocks of the exact search are enough."""
+    generator = torch.Generator().manual_seed(0)
+    bank = torch.randn(2000, 8, generator=generator)
+    vectors = torch.cat([bank[:1000] + 0.01, torch.full((1, 8), 9.0)])
+    finder, asked = search.Pruned().fit(bank), []
+    genuine = search.Pruned._nearest
+    monkeypatch.setattr(search.Pruned, "_nearest", lambda self, x, k: asked.append(len(x)) or genuine(self, x, k))
+    distances, _ = finder.bounds(vectors)
+    assert distances.argmax() == 1000 and asked == [search.FEWEST]
+
+
 def test_no_threads_given_keeps_the_setting():
     before = torch.get_num_threads(), faiss.omp_get_max_threads()
     for engine in search.ENGINES.values():

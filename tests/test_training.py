@@ -46,6 +46,18 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(tmp_path):
     assert all(torch.equal(course.kept[step]["weight"], again.kept[step]["weight"]) for step in (4, 12))
 
 
+@pytest.mark.parametrize("granted", [None, "1", "2"])
+def test_a_batch_of_many_grants_a_training_its_threads(tmp_path, monkeypatch, granted):
+    """Its numbers depend on them; afterwards, torch has those it had."""
+    monkeypatch.delenv("THESIS_TRAINING_THREADS", raising=False)
+    if granted:
+        monkeypatch.setenv("THESIS_TRAINING_THREADS", granted)
+    used, genuine, before = set(), torch.optim.Adam.step, torch.get_num_threads()
+    monkeypatch.setattr(torch.optim.Adam, "step", lambda self: used.add(torch.get_num_threads()) or genuine(self))
+    fit_line(tmp_path / "c")
+    assert used == {int(granted or before)} and torch.get_num_threads() == before
+
+
 def test_another_seed_draws_other_numbers(tmp_path):
     """Of the steps, from the same first weights; torch's generator reads 32 bits of a seed and no more."""
     assert fit_line(tmp_path / "one", seed=1)[1].losses != fit_line(tmp_path / "two", seed=2)[1].losses

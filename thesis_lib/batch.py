@@ -66,9 +66,8 @@ def run(tasks, *, jobs=1, scheduler=None, force=False, report=print) -> list[Out
 @contextmanager
 def _local(jobs):
     """This machine: a thread per job, each waits for a process of its own."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     with ThreadPoolExecutor(jobs) as pool:
-        yield cluster.Place(pool, threading.Event(), jobs, max(1, cores // jobs))
+        yield cluster.Place(pool, threading.Event(), jobs, max(1, stamp.usable_cpus() // jobs))
 
 
 def _run(tasks, place, force, report) -> list[Outcome]:

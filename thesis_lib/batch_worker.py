@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 
-from thesis_lib import paths
+from thesis_lib import paths, stamp
 
 NOISE = re.compile(r"without encryption|frozen.modules|to python to disable|PYDEVD_|^0\.\d\ds - ")
 NO_KERNEL = ("Kernel died before", "Kernel didn't respond")     # jupyter_client, when a kernel never came up
@@ -36,7 +36,10 @@ def execute(notebook, parameters, output, *, timeout_s, threads, stop, rows) -> 
         scratch = Path(folder)
         job = {"notebook": str(notebook), "output": str(output), "parameters": parameters, "scratch": folder}
         (scratch / "job.json").write_text(json.dumps(job), encoding="utf-8")
-        environment = {"OMP_NUM_THREADS": str(threads), **os.environ,         # a value of the user's wins
+        # A value of the user's wins. The numbers of a training depend on its threads, so it has all, however many
+        # notebooks run at a time.
+        own = {} if "OMP_NUM_THREADS" in os.environ else {"THESIS_TRAINING_THREADS": str(stamp.usable_cpus())}
+        environment = {"OMP_NUM_THREADS": str(threads), **own, **os.environ,
                        # absolute, because the child has another current folder
                        "THESIS_DATA": str(paths.data()), "THESIS_OUTPUTS": str(paths.outputs()),
                        "THESIS_ROWS": str(rows),

@@ -62,17 +62,22 @@ def select(features: np.ndarray, rows: int, *, method: str = "greedy", seed: int
     n = len(features)
     if not 1 <= rows <= n:
         raise ValueError(f"{rows} rows asked of {n} patches")
-    rng = np.random.default_rng(seed)
     if rows == n:
         return np.arange(n)
     if method == "random":
-        return rng.choice(n, rows, replace=False)
-    first = int(rng.integers(n))
+        return np.random.default_rng(seed).choice(n, rows, replace=False)
+    log.info("coreset: %d of %d patches", rows, n)
+    order = islice(greedy(features, seed=seed, projection=projection), rows)
+    return np.fromiter(track(order, rows, "coreset"), np.int64, count=rows)
+
+
+def greedy(features: np.ndarray, *, seed: int, projection: int | None = None) -> Iterator[int]:
+    """All rows of features in the order in which `select` chooses them."""
+    rng = np.random.default_rng(seed)
+    first = int(rng.integers(len(features)))
     if projection and projection < features.shape[1]:
         features = _project(features, projection, rng)
-    log.info("coreset: %d of %d patches", rows, n)
-    order = islice(_farthest_first(np.asarray(features), first), rows)
-    return np.fromiter(track(order, rows, "coreset"), np.int64, count=rows)
+    return _farthest_first(np.asarray(features), first)
 
 
 def radius(features: np.ndarray, bank: np.ndarray) -> float:

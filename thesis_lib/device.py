@@ -3,7 +3,6 @@
 Needs NumPy, Pillow, ONNX Runtime, psutil and threadpoolctl; neither torch nor FAISS nor Jupyter.
 """
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,8 +24,8 @@ def check(bundle: Bundle, engine: str, threads: int) -> float:
     """`difference`, or BundleError where it is over the limit: such times would be those of something else."""
     difference, limit = bundle.difference(engine, threads), LIMITS[engine]
     if not difference <= limit:                                                             # nor NaN
-        raise BundleError(f"{bundle.folder}: the scores of engine {engine} differ by a share of "
-                          f"{difference:.1e} from those at export, the limit is {limit:.0e}; no times are told")
+        raise BundleError(f"{bundle.folder}: the scores of engine {engine} differ by {100 * difference:.2g} % from "
+                          f"those at export, the limit is {100 * limit:.2g} %; no times are told")
     return difference
 
 
@@ -111,4 +110,4 @@ def pictures_of(folder: str | Path) -> list[Path]:
 def _threads(threads: int | None) -> int:
     if threads is not None and threads < 1:
         raise ValueError(f"threads={threads}: needs at least 1")
-    return threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    return threads or stamp.usable_cpus()

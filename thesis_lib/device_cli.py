@@ -48,8 +48,8 @@ def _measure(args) -> int:
         row = device.measure(bundle, engine=args.engine, threads=threads, files=files, pictures=args.pictures,
                              warmup=args.warmup, repeats=args.repeats)
         parity = row["parity"]
-        print(f"{parity['pictures']} expected scores: largest difference a share of {parity['difference']:.1e}, "
-              f"limit {parity['limit']:.0e}")
+        print(f"scores of the bundle's {parity['pictures']} pictures: at most {100 * parity['difference']:.2g} % from "
+              f"those at export (limit {100 * parity['limit']:.2g} %)")
         print(times(row["category"], row))
         known = [f"{name} {row['before'][name]} to {then}" for name, then in row["after"].items() if then is not None]
         print(", ".join([f"  first call {row['first_call_ms']:.1f} ms, loading {row['load_ms']:.0f} ms, peak memory "

@@ -193,7 +193,8 @@ def _fit(detectors, keys, network, maps: Extracted | Stored) -> tuple[dict, dict
         start = time.perf_counter()
         own = detectors[name]
         fitted[name, seed] = (own if seed == own.seed else own.reseeded(seed)).learn(collected)
-        seconds[name, seed] = common + time.perf_counter() - start
+        found = getattr(fitted[name, seed], "found_seconds_", 0.0)
+        seconds[name, seed] = common + time.perf_counter() - start + found
     return fitted, seconds
 
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 import time
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -24,6 +25,7 @@ from thesis_lib.progress import track
 from thesis_lib.results import write_atomically
 
 LIMIT_GB = 4.0          # of kept maps, where THESIS_FEATURES_GB says nothing else
+ABANDONED_S = 86_400    # a file that nobody has written to for a day will not be finished
 
 
 class Extracted:
@@ -33,6 +35,7 @@ class Extracted:
     """
 
     seconds = found_seconds = 0.0       # spent beforehand; see Stored
+    keeps = False                       # what is made of them, for the next evaluation
 
     def __init__(self, backbone, images: Iterable[torch.Tensor]):
         self.backbone, self.images = backbone, images
@@ -74,6 +77,10 @@ class Stored:
             for _, rows in read.values():
                 memory.release(rows)
             first += size
+
+    @property
+    def keeps(self) -> bool:
+        return keepable(self.extracted)
 
     @cached_property
     def _levels(self) -> dict[int, tuple[dict, np.memmap]]:
@@ -197,7 +204,13 @@ def _sizes() -> dict[Path, int]:
 
 
 def _make_room(needed: int) -> None:
-    """Delete what was unused for longest until so many bytes more are within the limit."""
+    """Delete what was unused for longest until so many bytes more are within the limit, and what was left half-written
+    by processes that were killed.
+    """
+    for file in paths.features().glob("*.partial"):
+        with suppress(FileNotFoundError):
+            if time.time() - file.stat().st_mtime > ABANDONED_S:
+                file.unlink()
     kept = _sizes()
     total = sum(kept.values())
     for file, size in kept.items():
@@ -215,8 +228,9 @@ def _stream(file: Path | None) -> Iterator[BinaryIO]:
         with tempfile.TemporaryFile() as stream:
             yield stream
         return
-    with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".partial", delete=False) as stream:
+    partial = file.with_name(f"{file.name}.{uuid.uuid4().hex}.partial")
+    with partial.open("w+b") as stream:
         try:
             yield stream
         finally:
-            Path(stream.name).unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)

@@ -1,5 +1,7 @@
-"""One way to open a network in ONNX Runtime, for the engines and for a device."""
+"""One way to open a network in ONNX Runtime, for the engines and for a device, and to set the threads of torch."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:       # neither a device without it nor an eager network should pay for the import
@@ -16,3 +18,16 @@ def session(model: bytes, threads: int) -> "onnxruntime.InferenceSession":
     # Its threads wait busily for the next layer; after the last one they would take the cores from the search.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+@contextmanager
+def torch_threads(threads: int | None) -> Iterator[None]:
+    """torch, which a device has not, on so many threads, and on as many as before afterwards; None leaves it."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -17,7 +17,7 @@ OUTLIER = 50.0              # ... and drops patches above so many medians
 
 
 class Neighbours(NamedTuple):
-    distances: torch.Tensor         # (B, P, k) ascending
+    distances: torch.Tensor         # (B, P, k) ascending; of search "pruned" upper bounds but for the farthest patch
     indices: torch.Tensor           # (B, P, k) rows of the bank
     patches: Patches
 

@@ -1,4 +1,4 @@
-"""Exact nearest neighbours of query patches in a memory bank: four engines, the same answer.
+"""Exact nearest neighbours of query patches in a memory bank: five engines, the same answer.
 
 Letters: Q queries, M bank rows, D embedding, k neighbours. The thesis compares FAISS and SciPy's cdist (Fig. 3.3);
 all engines here look at every bank row, none approximates.
@@ -15,10 +15,12 @@ from scipy.spatial.distance import cdist
 from threadpoolctl import ThreadpoolController
 
 from thesis_lib.nearest import nearest
+from thesis_lib.runtime import torch_threads
 
 DISTANCES = ("l2", "l2_squared")
 BLOCK = 2**21           # distances at a time, 8 MB; measured with benchmarks/bench_search.py
 FEWEST = 64             # queries at a time even so: with fewer a product is slow
+FIRST = 200             # bank rows, and a tenth of a larger bank, that bound a distance; see Pruned
 
 
 @dataclass
@@ -95,7 +97,7 @@ class Torch(Search):
         rows = max(1, min(len(vectors), max(FEWEST, BLOCK // len(self.bank))))
         buffer = torch.empty(rows, len(self.bank))
         nearest, indices = torch.empty(len(vectors), k), torch.empty(len(vectors), k, dtype=torch.int64)
-        with _torch_threads(self.threads):
+        with torch_threads(self.threads):
             for start in range(0, len(vectors), rows):
                 part = slice(start, start + rows)
                 partial = buffer[:len(vectors[part])]                                   # (rows, M), |x|^2 missing
@@ -113,6 +115,34 @@ class Torch(Search):
             return nearest, indices
 
 
+class Pruned(Torch):
+    """`Torch`, and a shorter way to the score of a picture, which only asks for the patch farthest from the bank.
+
+    The nearest of the first rows, which a greedy coreset has spread over everything nominal, is an upper bound of the
+    distance to the whole bank. The patches with the largest bounds are searched for exactly, until no other one's
+    bound reaches the largest distance found. Nothing is approximated. Measured with benchmarks/bench_picture.py.
+    """
+
+    def fit(self, bank):
+        super().fit(bank)
+        first = max(FIRST, len(bank) // 10)
+        self._first = Torch(self.distance, self.threads).fit(self.bank[:first]) if first < len(bank) else self
+        return self
+
+    def bounds(self, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Patches (P, D) of one picture -> distances, indices (P, 1) as of `query`: exact for the farthest patch, of
+        the others the distance to some row, smaller than that of the farthest.
+        """
+        distances, indices = self._first.query(vectors)
+        order, farthest = distances[:, 0].argsort(descending=True), -1.0
+        for part in order.split(FEWEST):
+            if self._first is self or distances[part[0], 0] < farthest:
+                break
+            distances[part], indices[part] = self.query(vectors[part])
+            farthest = max(farthest, distances[part].max().item())
+        return distances, indices
+
+
 class Numpy(Search):
     """The same product in NumPy: what a bundle searches with on a device."""
 
@@ -122,7 +152,7 @@ class Numpy(Search):
         return torch.from_numpy(squared), torch.from_numpy(indices)
 
 
-ENGINES = {"faiss": Faiss, "cdist": Cdist, "torch": Torch, "numpy": Numpy}
+ENGINES = {"faiss": Faiss, "cdist": Cdist, "torch": Torch, "pruned": Pruned, "numpy": Numpy}
 
 
 @contextmanager
@@ -133,16 +163,6 @@ def _faiss_threads(threads: int | None):
         yield
     finally:
         faiss.omp_set_num_threads(before)
-
-
-@contextmanager
-def _torch_threads(threads: int | None):
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _blas_threads(threads: int | None):

@@ -48,7 +48,7 @@ def stamp(threads: Mapping[str, int] | None = None) -> dict:
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu_model(),
         "cores": psutil.cpu_count(logical=False),
-        "cpus_usable": _usable_cpus(),
+        "cpus_usable": usable_cpus(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "threads": _threads() if threads is None else dict(threads),
         **condition(),
@@ -90,7 +90,8 @@ def _cpu_model() -> str | None:
     return fields.get("model name") or fields.get("Model") or platform.processor() or None
 
 
-def _usable_cpus() -> int:
+def usable_cpus() -> int:
+    """Processors that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 

@@ -40,8 +40,8 @@ class Lesson:
     seed: int
 
 
-def teach(lesson: Lesson, backbone: backbones.Backbone, source: Source, every_s: float) -> PatchNetwork:
-    """Frozen teacher that learned the mean of the deepest level over patches of the source's pictures.
+def teach(lesson: Lesson, backbone: backbones.Backbone, source: Source, every_s: float, device: str) -> PatchNetwork:
+    """Frozen teacher, on the device, that learned the mean of the deepest level over patches of the source's pictures.
 
     Whoever asks for the same again gets it from its checkpoint; an interrupted one goes on.
     """
@@ -62,16 +62,20 @@ def teach(lesson: Lesson, backbone: backbones.Backbone, source: Source, every_s:
         found = {"knowledge": (networks["decoder"](said).float() - wanted).square().sum(1).mean(),
                  "compactness": lesson.compactness * compactness(said)}
         if lesson.metric:
-            factor = 1 + BRIGHTNESS * (2 * torch.rand(len(patches), 1, 1, 1) - 1)
+            factor = 1 + BRIGHTNESS * (2 * torch.rand(len(patches), 1, 1, 1).to(device) - 1)
             near = networks["teacher"](factor * patches + NOISE * torch.randn_like(patches), lesson.p)[..., 0, 0]
             found["metric"] = lesson.metric * triplet(said, near.float(), said.roll(PATCHES, 0))    # another picture's
         return found
 
     key = fingerprint(repr(sorted(subject.items())))
-    distillation.distil(networks, losses, source, steps=lesson.steps, rate=lesson.rate, decay=lesson.decay,
-                        seed=lesson.seed, precision=lesson.precision, subject=subject, every_s=every_s,
-                        checkpoint=paths.checkpoints() / f"teacher{lesson.p}-{key}.checkpoint",
-                        what=f"teacher of {lesson.p} pixels")
+    backbone.to(device)
+    try:
+        distillation.distil(networks, losses, source, steps=lesson.steps, rate=lesson.rate, decay=lesson.decay,
+                            seed=lesson.seed, precision=lesson.precision, subject=subject, every_s=every_s,
+                            checkpoint=paths.checkpoints() / f"teacher{lesson.p}-{key}.checkpoint", device=device,
+                            what=f"teacher of {lesson.p} pixels")
+    finally:
+        backbone.to("cpu")
     return networks["teacher"].eval().requires_grad_(False)
 
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from thesis_lib import runtime
+
 if TYPE_CHECKING:       # a device has no torch
     import torch
 
@@ -62,12 +64,8 @@ def measure(detector: "Detector", images: Iterable["torch.Tensor"], *, warmup: i
     """
     import torch
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    try:
+    with runtime.torch_threads(threads):
         return protocol(detector.stages, images, warmup=warmup, repeats=repeats, threads=torch.get_num_threads())
-    finally:
-        torch.set_num_threads(before)
 
 
 def protocol(stages: Mapping[str, Callable], images: Iterable, *, warmup: int = 3, repeats: int = 5,

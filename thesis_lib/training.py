@@ -8,7 +8,8 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from torch import nn
 
 from thesis_lib.progress import bar
+from thesis_lib.runtime import torch_threads
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +37,14 @@ class Course:
     kept: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)      # what `snapshot` gave, by step
 
 
+@contextmanager
+def _threads() -> Iterator[None]:
+    """All that a batch of several notebooks at a time grants: the numbers of a training depend on its threads."""
+    with torch_threads(int(os.environ.get("THESIS_TRAINING_THREADS", 0)) or None):
+        yield
+
+
+@_threads()
 def descend(network: nn.Module, optimizers: Sequence[torch.optim.Optimizer], losses: Callable[[int], Mapping], *,
             steps: int, seed: int, checkpoint: Path, subject: Mapping[str, Any],
             schedules: Sequence[torch.optim.lr_scheduler.LRScheduler] = (), keep: Sequence[int] = (),

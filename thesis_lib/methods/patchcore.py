@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from thesis_lib import backbones, coreset, embedding, engines, memory, scoring, search, transforms
+from thesis_lib import backbones, coreset, embedding, engines, memory, scoring, search, selection, transforms
 from thesis_lib.methods.base import Detector, Prediction, one_of, parameter
 
 
@@ -74,21 +74,30 @@ class PatchCore(Detector):
         rule, finder = scoring.RULES[self.score], self._learned("search_")
         k = rule.searched(self.neighbours)
 
+        bounded = k == 1 and isinstance(finder, search.Pruned)              # the map is then left until it is asked for
+
         def find(patches: embedding.Patches) -> scoring.Neighbours:
             b, p, d = patches.vectors.shape
             distances, indices = finder.query(patches.vectors.reshape(b * p, d), k)
             return scoring.Neighbours(distances.view(b, p, k), indices.view(b, p, k), patches)
 
-        def score(found: scoring.Neighbours) -> Prediction:
-            nearest = found.distances[..., 0].unflatten(1, found.patches.grid)
-            return Prediction(rule.score(found, finder, self.neighbours), nearest)
+        def bound(patches: embedding.Patches) -> scoring.Neighbours:
+            found = [finder.bounds(picture) for picture in patches.vectors]
+            return scoring.Neighbours(*map(torch.stack, zip(*found, strict=True)), patches)
 
-        return {"extraction": self.backbone_, "embedding": self._embedding(self.scaling_), "search": find,
-                "score": score}
+        def score(found: scoring.Neighbours) -> Prediction:
+            def located() -> torch.Tensor:
+                whole = find(found.patches) if bounded else found
+                return whole.distances[..., 0].unflatten(1, whole.patches.grid)
+
+            return Prediction(rule.score(found, finder, self.neighbours), located if bounded else located())
+
+        return {"extraction": self.backbone_, "embedding": self._embedding(self.scaling_),
+                "search": bound if bounded else find, "score": score}
 
     def gather(self, maps) -> np.ndarray:
         """Patches of all pictures (N, D) float32, in an unnamed file on disk, so that memory stays bounded."""
-        embed = self._embedding()
+        self.keeps_, embed = maps.keeps, self._embedding()
         n, expected = 0, len(maps.samples)                                  # pictures, where known beforehand
 
         def patches():
@@ -106,7 +115,12 @@ class PatchCore(Detector):
 
     def learn(self, collected):
         rows = coreset.size(self.bank, len(collected))
-        self.rows_ = coreset.select(collected, rows, method=self.coreset, seed=self.seed, projection=self.projection)
+        if self.coreset == "greedy" and self.keeps_:
+            self.rows_, self.found_seconds_ = selection.select(collected, rows, seed=self.seed,
+                                                               projection=self.projection)
+        else:
+            self.rows_, self.found_seconds_ = coreset.select(collected, rows, method=self.coreset, seed=self.seed,
+                                                             projection=self.projection), 0.0
         self._set_bank(torch.from_numpy(np.array(collected[self.rows_])))
         return self
 

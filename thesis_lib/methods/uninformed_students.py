@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from thesis_lib import backbones, memory, patchnets, sources, teachers
+from thesis_lib import backbones, memory, patchnets, sources, teachers, training
 from thesis_lib.methods.base import Prediction, parameter
 from thesis_lib.methods.trained import Trained, held_out, standard
 from thesis_lib.patchnets import PatchNetwork
@@ -97,6 +97,7 @@ class UninformedStudents(Trained):
 
     def gather(self, maps) -> Nominal:
         """All pictures, and what the teachers say of them, on disk; teachers that are not at hand are distilled."""
+        training.check_device(self.device)
         images = memory.on_disk(iter(maps.images))
         if len(images) < 2:
             raise ValueError(f"{len(images)} training picture: one is held out, so it needs at least 2")
@@ -108,10 +109,12 @@ class UninformedStudents(Trained):
         @torch.no_grad()
         def described():
             for index in range(len(images)):
-                image = torch.from_numpy(np.array(images[index:index + 1]))
-                yield torch.cat([describe(teacher, image, self.stride) for teacher in self.teachers_.values()], dim=1)
+                image = torch.from_numpy(np.array(images[index:index + 1])).to(self.device)
+                yield torch.cat([describe(teacher, image, self.stride) for teacher in self.teachers_.values()], 1).cpu()
 
-        return Nominal(images, memory.on_disk(described()))
+        collected = Nominal(images, memory.on_disk(described()))
+        self.teachers_.to("cpu")
+        return collected
 
     def pictures(self, collected):
         return collected.images
@@ -188,7 +191,7 @@ class UninformedStudents(Trained):
             p=p, channels=self.channels, steps=self.teacher_steps, batch=self.teacher_batch, rate=self.teacher_rate,
             decay=self.decay, compactness=self.compactness, metric=self.metric, precision=self.precision,
             seed=self.teacher_seed)
-        return teachers.teach(lesson, self.backbone_, source, self.checkpoint_s)
+        return teachers.teach(lesson, self.backbone_, source, self.checkpoint_s, self.device)
 
 
 def describe(network: PatchNetwork, images: torch.Tensor, stride: int) -> torch.Tensor:
