@@ -64,7 +64,7 @@ def test_picture_is_printed_and_stored(make_category, capsys, one_giga):
     bench_picture.main(["--data", str(make_category(size=64)), "--category", "pad", "--weights", "random",
                         "--rounds", "2", "--layers", "1", "1,2", "--bank", "30", "--threads", "1"])
     lines, row = stored("picture")
-    sides = ["prototype", "eager", "fast", "int8", "floor, float32", "matrix product", "copying"]
+    sides = ["prototype", "eager", "fast", "int8", "fast, pruned", "floor, float32", "matrix product", "copying"]
     assert [(line["layers"], line["side"]) for line in lines] == [(levels, side) for levels in ("1", "1+2")
                                                                   for side in sides]
     assert row["protocol.rounds"] == 2 and row["protocol.threads"] == 1 and row["parameters.bank"] == 30
@@ -88,10 +88,12 @@ def test_prototype_gives_the_scores_of_the_detector(pad, small):
     expected = [float(detector.predict(image).score) for image in images]
     assert [plain(image) for image in images] == pytest.approx(expected, rel=1e-4)
     others = bench_picture.with_engines(detector, train)
-    assert [one.engine for one in others.values()] == list(others) == list(engines.ENGINES)
+    assert list(others) == [*engines.ENGINES, "fast, pruned"]
+    assert [one.engine for one in others.values()] == [*engines.ENGINES, "fast"]
     assert all(one.bank_ is detector.bank_ for one in others.values())
     assert others["fast"].backbone_ is not detector.backbone_
-    assert float(others["fast"].predict(images[0]).score) == pytest.approx(expected[0], rel=1e-4)
+    for name in ("fast", "fast, pruned"):
+        assert float(others[name].predict(images[0]).score) == pytest.approx(expected[0], rel=1e-4)
 
 
 def test_another_score_than_eager_stops_it(pad, small, monkeypatch):

@@ -224,6 +224,16 @@ def test_wrong_parameters_are_named(options, message):
         Darkness(**options)
 
 
+@pytest.mark.parametrize(("units", "expected"), [
+    ({"amx_bf16": True, "avx2": True}, "bfloat16"), ({"avx512_bf16": True}, "bfloat16"),
+    ({"amx_bf16": False, "avx512_f": True}, "float32"), ({}, "float32")])
+def test_a_row_names_the_precision_that_auto_has_chosen(monkeypatch, units, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units, raising=False)
+    chosen = Darkness(precision="auto")
+    assert chosen.parameters(identity_only=True)["precision"] == expected == chosen.precision
+    assert Darkness(precision="float32").precision == "float32"
+
+
 def test_fingerprint_sees_every_number():
     values = np.zeros((3, 4), np.float32)
     before = fingerprint(values)

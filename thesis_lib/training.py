@@ -99,6 +99,14 @@ def check_device(device: str) -> None:
         raise TrainingError(f"device={device}: needs cpu, or cuda where there is one")
 
 
+def has_bfloat16(device: str) -> bool:
+    """Whether it multiplies in bfloat16 by itself; others imitate it, slower than float32."""
+    if device.startswith("cuda"):
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    found = getattr(torch.cpu, "get_capabilities", dict)()      # an older torch cannot tell
+    return any(found.get(unit) for unit in ("amx_bf16", "avx512_bf16"))
+
+
 def checkpoint_of(out: Path, device: str, limit: int | None) -> Path:
     """Checkpoint beside the weights that a training is to write, its folder made; TrainingError for what cannot be."""
     if out.suffix != ".safetensors":

@@ -18,7 +18,8 @@ from torch import nn
 from thesis_lib import backbones, engines, memory, paths, training
 from thesis_lib.methods.base import Detector, parameter
 
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16", "auto")
+PRECISION_HELP = "of the training: float32, bfloat16, or auto: bfloat16 where the processor has units for it"
 
 
 @dataclass(kw_only=True)
@@ -33,7 +34,7 @@ class Trained(Detector):
                              identity=False)
     checkpoint_s: float = parameter(60.0, "seconds between two checkpoints", identity=False)
     device: str = parameter("cpu", "where the training runs: cpu or cuda", identity=False)
-    precision: str = parameter("float32", "of the training: float32, or bfloat16 where the processor has units for it")
+    precision: str = parameter("float32", PRECISION_HELP)
 
     def architecture(self) -> nn.ModuleDict:
         """The networks that are trained, freshly initialised; depends on the parameters and `backbone_` alone."""
@@ -137,6 +138,8 @@ class Trained(Detector):
             raise ValueError(f"snapshots={self.snapshots}: needs at least 1, the last state")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision={self.precision!r}: needs one of {', '.join(PRECISIONS)}")
+        if self.precision == "auto":        # what a row names is what was used
+            self.precision = "bfloat16" if training.has_bfloat16(self.device) else "float32"
 
 
 def held_out(order: Sequence[int], share: float) -> tuple[list[int], list[int]]:

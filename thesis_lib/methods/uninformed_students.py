@@ -17,7 +17,7 @@ from torch import nn
 
 from thesis_lib import backbones, memory, patchnets, sources, teachers, training
 from thesis_lib.methods.base import Prediction, parameter
-from thesis_lib.methods.trained import Trained, held_out, standard
+from thesis_lib.methods.trained import PRECISION_HELP, Trained, held_out, standard
 from thesis_lib.patchnets import PatchNetwork
 
 
@@ -45,8 +45,7 @@ class UninformedStudents(Trained):
     teacher_seed: int = parameter(0, "of the teachers; one teacher serves every seed", features=True)
     compactness: float = parameter(1.0, "weight of the decorrelation of the teacher's numbers", features=True)
     metric: float = parameter(0.0, "weight of the metric learning of the teacher", features=True)
-    precision: str = parameter("float32", "of teachers and students in training: float32, or bfloat16 where the "
-                               "processor has units for it", features=True)
+    precision: str = parameter("float32", PRECISION_HELP, features=True)
     students: int = parameter(3, "M, students of every teacher")
     epochs: int = parameter(100, "passes of the students through the pictures, one at a time")
     rate: float = parameter(1e-4, "learning rate of Adam for the students")
