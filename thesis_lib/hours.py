@@ -40,7 +40,8 @@ def estimate(wanted: Sequence[Task], measured: Sequence[Task], pictures: Mapping
     records = {task.notebook.stem: record for task in measured
                if (record := read_json(task.record) or {}).get("state") == "done"}
     start = min((record["seconds"] for record in records.values()), default=0.0)
-    rows = {stem: sorted(results.rows(record["rows"]), key=lambda row: row["kind"])         # auroc before time
+    rows = {stem: sorted((row for row in results.rows(record["rows"]) if row["kind"] in ("auroc", "time")),
+                         key=lambda row: row["kind"])       # auroc before time
             for stem, record in records.items()}
     here = {row["category"]: (row["n_train"], row["n_test_good"] + row["n_test_defective"])
             for several in rows.values() for row in several if row["kind"] == "auroc"}
