@@ -36,9 +36,11 @@ def execute(notebook, parameters, output, *, timeout_s, threads, stop, rows) -> 
         scratch = Path(folder)
         job = {"notebook": str(notebook), "output": str(output), "parameters": parameters, "scratch": folder}
         (scratch / "job.json").write_text(json.dumps(job), encoding="utf-8")
-        # A value of the user's wins. The numbers of a training depend on its threads, so it has all, however many
-        # notebooks run at a time.
+        # The numbers of a training depend on its threads, so it has all, however many notebooks run at a time; waiting
+        # for each other they must then leave the processor to other trainings. A value of the user's wins.
         own = {} if "OMP_NUM_THREADS" in os.environ else {"THESIS_TRAINING_THREADS": str(stamp.usable_cpus())}
+        if own and threads < stamp.usable_cpus():
+            own["OMP_WAIT_POLICY"] = "PASSIVE"
         environment = {"OMP_NUM_THREADS": str(threads), **own, **os.environ,
                        # absolute, because the child has another current folder
                        "THESIS_DATA": str(paths.data()), "THESIS_OUTPUTS": str(paths.outputs()),
