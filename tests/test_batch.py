@@ -450,6 +450,23 @@ def test_two_at_a_time_measure_the_same_numbers(folder, make_category, tmp_path,
     assert times == [[2, 2], [1, 1]] and not {*rows[1]} & {*rows[2]} - {*alone}
 
 
+@pytest.mark.parametrize(("jobs", "own", "expected"), [
+    (1, None, ["2", "2", None]), (2, None, ["1", "2", "PASSIVE"]), (2, "3", ["3", None, None])])
+def test_threads_of_a_notebook_and_of_its_trainings(folder, monkeypatch, jobs, own, expected):
+    """Side by side, half of two processors for all but trainings, which then wait without work."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    names = ["OMP_NUM_THREADS", "THESIS_TRAINING_THREADS", "OMP_WAIT_POLICY"]
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    if own:
+        monkeypatch.setenv("OMP_NUM_THREADS", own)
+    for name in ("01_one", "02_two"):
+        write(folder, name, f"import os\nprint([os.environ.get(name) for name in {names}])")
+    tasks = plan(folder)
+    assert [outcome.state for outcome in batch.run(tasks, jobs=jobs, report=lambda line: None)] == ["done", "done"]
+    assert [output_of(task.output) for task in tasks] == [[f"{expected}\n"]] * 2
+
+
 def test_demo_pictures_are_made_once_before_any_notebook(folder, tmp_path, monkeypatch):
     """Made by the first notebook, they would count as changed data at the next run, and two jobs would make them."""
     def make(root):
