@@ -38,6 +38,12 @@ def output_of(file):
     return ["".join(out["text"]) for cell in cells if cell["cell_type"] == "code" for out in cell["outputs"]]
 
 
+def left_since(before):
+    """Processes that were started below this one and live on; a browser of other tests was there before."""
+    return [p for p in psutil.Process().children(recursive=True)
+            if p not in before and p.status() != psutil.STATUS_ZOMBIE]
+
+
 def wait_for(condition, seconds=30):
     end = time.monotonic() + seconds
     while not (value := condition()):
@@ -228,6 +234,7 @@ def test_key_follows_everything_an_execution_depends_on(folder, tmp_path, monkey
 
 def test_failures_stay_alone_and_are_told(folder, tmp_path):
     """One batch of good and bad notebooks on two jobs, then the same again with one of them repaired."""
+    before = psutil.Process().children(recursive=True)
     write(folder, "03_raises", "raise ValueError('two\\nlines')", SHOW)
     write(folder, "04_shot", "import os", "os.kill(os.getpid(), 9)", SHOW)
     write(folder, "05_sleeps", "import time\ntime.sleep(90)")
@@ -249,7 +256,7 @@ def test_failures_stay_alone_and_are_told(folder, tmp_path):
         assert json.loads(outcome.task.record.read_text())["state"] == outcome.state
     assert output_of(out / "01_one.ipynb") == ["5 0.1 'a \"quote\"\\n\\\\ ü'\n"]
     assert not [file for file in out.iterdir() if file.name.startswith(".")]
-    assert not [p for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
+    assert not left_since(before)
     for file in out.glob("*.ipynb"):
         facts = json.loads(file.read_text(encoding="utf-8"))["metadata"]["papermill"]
         assert (facts["input_path"], facts["output_path"]) == (file.name.replace(".failed", ""), file.name)
@@ -503,11 +510,11 @@ def test_a_broken_report_stops_the_batch_and_its_notebooks(folder):
         if "02_two  done" in text:                    # 01_one is under way
             raise BrokenPipeError("head has gone")
 
-    threads, began = threading.active_count(), time.monotonic()
+    before, threads, began = psutil.Process().children(recursive=True), threading.active_count(), time.monotonic()
     with pytest.raises(BrokenPipeError):
         batch.run(plan(folder), jobs=2, report=report)
     assert time.monotonic() - began < 30 and threading.active_count() == threads
-    assert not [p for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
+    assert not left_since(before)
 
 
 def test_complete_means_every_cell_ran_with_the_parameters():
