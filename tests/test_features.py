@@ -180,3 +180,16 @@ def test_a_method_that_asks_for_no_maps_gets_none(pad, small):
                                   source="nominal", teacher_steps=1, epochs=1)
     evaluation.evaluate(detector, pad, small, seeds=1, pixels=False)
     assert not list(paths.features().iterdir())
+
+
+def test_what_a_killed_process_left_half_written_goes_after_a_day(pad, small):
+    """What another process writes to just now stays."""
+    folder = paths.features()
+    folder.mkdir(parents=True)
+    old, new = folder / "a.1.partial", folder / "b.2.partial"
+    for file in (old, new):
+        file.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    network = backbones.load("resnet18", (1,), "random")
+    next(Stored(Extracted(network, data.Pictures(pad.train, small))).batches((1,)))
+    assert not old.exists() and new.exists()

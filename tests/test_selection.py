@@ -67,7 +67,7 @@ def test_all_rows_need_no_choice():
 
 
 def test_an_evaluation_chooses_once_for_all_rules_and_banks(pad, small, monkeypatch):
-    """Largest bank first: all others are its beginning. Rows are those without anything kept, fit_s counts it."""
+    """Largest bank first: all others are its beginning. Rows are those without anything kept."""
     rules = {rule: PatchCore(layers=(1,), weights="random", bank=60, score=rule) for rule in ("reweighted", "max")}
     several = rules | {"less": PatchCore(layers=(1,), weights="random", bank=20)}
     asked, genuine = [], coreset.greedy
@@ -80,6 +80,14 @@ def test_an_evaluation_chooses_once_for_all_rules_and_banks(pad, small, monkeypa
     assert len(asked) == 2 + 6
     for name in several:
         assert rows[name]["scores"].tolist() == anew[name]["scores"].tolist()
+
+
+def test_fit_counts_the_seconds_of_rows_that_were_found(pad, small, monkeypatch):
+    monkeypatch.setattr(selection, "select", lambda features, rows, **_: (np.arange(rows), 1000.0))
+    found = PatchCore(layers=(1,), weights="random", bank=20)
+    random = PatchCore(layers=(1,), weights="random", bank=20, coreset="random")
+    rows = evaluation.evaluate_many({"found": found, "random": random}, pad, small, seeds=1, pixels=False)
+    assert rows["found"]["fit_s"][0] > 1000 > rows["random"]["fit_s"][0]
 
 
 def test_fit_by_itself_keeps_nothing(pad, small):
