@@ -1,6 +1,7 @@
 """Folders of its own for every test, and tiny pictures made with numpy and Pillow."""
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,12 @@ def own_folders(tmp_path, monkeypatch):
     """No test reads or writes data/ and outputs/ of the checkout."""
     monkeypatch.setenv("THESIS_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("THESIS_OUTPUTS", str(tmp_path / "outputs"))
+
+
+@pytest.fixture(autouse=True)
+def roomy_disk(monkeypatch):
+    """What a test keeps must not depend on how full this machine's disk is."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=10**12, used=0, free=10**12))
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,8 @@
 """Stored feature maps are the extracted ones, level by level and batch by batch, also when they are found again."""
 
 import os
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -137,6 +139,21 @@ def test_nothing_is_kept_over_the_limit(network, pad, small, monkeypatch, limit)
     pictures = data.Pictures(pad.train, small)
     assert shown(network, pictures) == shown(network, pictures) == len(pad.train)
     assert not paths.features().exists() or not kept()
+
+
+def test_a_full_disk_is_told_once_and_stays_as_it_is(network, pad, small, monkeypatch, caplog):
+    pictures = data.Pictures(pad.train, small)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2.0e9))
+    for _ in range(2):
+        assert shown(network, pictures) == len(pad.train)
+    told, = caplog.messages
+    assert told.endswith("features: this disk is too full to keep feature maps of 0.00 GB and leave 2 GB free; "
+                         "they will be computed again")
+    assert not kept()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2.1e9))
+    assert shown(network, pictures) == len(pad.train) and len(kept()) == 3
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2.0e9))
+    assert shown(network, pictures) == 0, "what is kept already makes room for itself"
 
 
 @pytest.mark.parametrize("limit", ["much", "-1", "nan"])

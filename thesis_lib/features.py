@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -24,7 +25,9 @@ from thesis_lib.embedding import Features
 from thesis_lib.progress import track
 from thesis_lib.results import write_atomically
 
+log = logging.getLogger(__name__)
 LIMIT_GB = 4.0          # of kept maps, where THESIS_FEATURES_GB says nothing else
+SPARE_GB = 2.0          # of the disk, which kept maps leave free
 ABANDONED_S = 86_400    # a file that nobody has written to for a day will not be finished
 
 
@@ -130,13 +133,23 @@ def limit_bytes() -> float:
 
 
 def keepable(extracted: Extracted) -> bool:
-    """Whether the maps are those of `Pictures` and within the limit, with a tenth of the disk left free."""
+    """Whether the maps are those of `Pictures`, within the limit, and leave SPARE_GB of the disk free."""
     if not isinstance(extracted.images, Pictures) or not limit_bytes():
         return False
     folder = paths.features()
     folder.mkdir(parents=True, exist_ok=True)
-    disk = shutil.disk_usage(folder)
-    return _bytes(extracted) <= min(limit_bytes(), sum(_sizes().values()) + disk.free - disk.total / 10)
+    needed, room = _bytes(extracted), sum(_sizes().values()) + shutil.disk_usage(folder).free - SPARE_GB * 1e9
+    if needed > limit_bytes():
+        return False
+    if needed > room:
+        _warn_once(f"{folder}: this disk is too full to keep feature maps of {needed / 1e9:.2f} GB and leave "
+                   f"{SPARE_GB:.0f} GB free; they will be computed again")
+    return needed <= room
+
+
+@cache
+def _warn_once(message: str) -> None:
+    log.warning(message)
 
 
 def _bytes(extracted: Extracted) -> int:
