@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from sklearn.metrics import auc, roc_auc_score, roc_curve
 
 from thesis_lib import metrics
 
@@ -193,6 +194,32 @@ def test_pro_equals_a_threshold_sweep(seed, levels, limit):
     masks, maps = masks_and_maps(seed, levels)
     expected = overlap_by_sweep(masks, maps, limit)
     assert metrics.pro(masks, maps, limit=limit) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("levels", [None, 30])
+def test_pixel_metrics_equal_the_curves_of_scikit_learn(levels):
+    """The oracle of the way without a curve; float32 maps as the detectors give them."""
+    rng = np.random.default_rng(5)
+    masks = np.zeros((6, 40, 40), dtype=bool)
+    masks[1:, 3:9, 4:20] = masks[2:, 30, 30] = masks[4:, 20:23, 1:4] = True
+    maps = rng.random(masks.shape) + 0.4 * masks
+    maps = (np.round(maps * levels) if levels else maps).astype(np.float32)
+    weights = np.ones(masks.shape)
+    for mask, weight in zip(masks, weights, strict=True):
+        for region in regions(mask):
+            weight[tuple(zip(*region, strict=True))] = 1 / len(region)
+    fpr, overlap, _ = roc_curve(masks.ravel(), maps.ravel(), sample_weight=weights.ravel())
+    for limit in (0.05, 0.3, 1.0):
+        cut = np.append(fpr[fpr < limit], limit)
+        expected = auc(cut, np.append(overlap[fpr < limit], np.interp(limit, fpr, overlap))) / limit
+        assert metrics.pro(masks, maps, limit=limit) == pytest.approx(expected, abs=1e-9)
+    assert metrics.pixel_auroc(masks, maps) == pytest.approx(roc_auc_score(masks.ravel(), maps.ravel()), abs=1e-12)
+
+
+def test_pixel_auroc_is_exact():
+    """The order of the sums has no part in it: any rank-preserving change gives the same bits."""
+    masks, maps = masks_and_maps(2, None)
+    assert metrics.pixel_auroc(masks, maps) == metrics.pixel_auroc(masks[::-1], 3 * maps[::-1])
 
 
 def test_pro_limit_defaults_to_30_percent():

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.ndimage import label as connected_regions
 from scipy.stats import bootstrap, rankdata
-from sklearn.metrics import auc, roc_auc_score, roc_curve
+from sklearn.metrics import roc_auc_score
 
 
 def image_auroc(labels: Sequence[int], scores: Sequence[float], names: Sequence[str] | None = None) -> float:
@@ -46,25 +46,40 @@ def auroc_difference(labels: Sequence[int], scores: np.ndarray, baseline: np.nda
 
 def pixel_auroc(masks: np.ndarray, maps: np.ndarray) -> float:
     """AUROC over all pixels; masks (n, H, W) bool, maps (n, H, W) float."""
-    labels, scores = _checked(np.asarray(masks).ravel(), np.asarray(maps).ravel(), None)
-    return float(roc_auc_score(labels, scores))
+    fewest, most, count = _false_alarms(masks, maps)
+    return 1 - int((fewest + most).sum()) / (2 * len(fewest) * count)       # integers up to here: exact
 
 
 def pro(masks: np.ndarray, maps: np.ndarray, *, limit: float = 0.3) -> float:
     """Per-region overlap, averaged over false positive rates up to `limit` and divided by it (Bergmann et al. 2021).
 
-    Each connected defect region weighs the same, whatever its size: that is the ROC curve with every defect pixel
-    weighted by one over the size of its region, so no threshold is sampled.
+    Each connected defect region weighs the same, whatever its size, so every defect pixel weighs one over the size of
+    its region. The area is the sum of what each pixel adds from the false positive rate on at which it is found; no
+    threshold is sampled.
     """
-    masks = np.asarray(masks, dtype=bool)
-    weights = np.ones(masks.shape, dtype=np.float64)
-    for mask, weight in zip(masks, weights, strict=True):
+    fewest, most, count = _false_alarms(masks, maps)
+    first, last = fewest / count, most / count          # of nominal pixels that tie with it, half are found before it
+    beyond = np.maximum(limit - first, 0) ** 2 / (2 * np.maximum(last - first, 1 / count))
+    area = np.where(last <= limit, limit - (first + last) / 2, beyond)
+    sizes = []
+    for mask in np.asarray(masks, dtype=bool):
         regions, _ = connected_regions(mask, structure=np.ones((3, 3)))
-        weight[mask] = 1.0 / np.bincount(regions.ravel())[regions[mask]]
-    labels, scores = _checked(masks.ravel(), np.asarray(maps).ravel(), None)
-    fpr, overlap, _ = roc_curve(labels, scores, sample_weight=weights.ravel())
-    inside = fpr <= limit       # the curve's own points: at a vertical step np.interp would keep its upper end only
-    return float(auc(np.append(fpr[inside], limit), np.append(overlap[inside], np.interp(limit, fpr, overlap))) / limit)
+        sizes.append(np.bincount(regions.ravel())[regions[mask]])
+    return float(np.average(area / limit, weights=1 / np.concatenate(sizes)))
+
+
+def _false_alarms(masks: np.ndarray, maps: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """For each defect pixel, in the order of masks[masks], the nominal pixels that score higher than it and those that
+    score at least as high, both (d,); and how many nominal pixels there are.
+    """
+    masks, maps = np.asarray(masks, dtype=bool), np.asarray(maps)
+    _checked(masks.ravel(), maps.ravel(), None)
+    nominal, scores = np.sort(maps[~masks]), maps[masks]
+    order = np.argsort(scores)                          # looked up in turn, the places stay in the cache
+    counts = np.empty((2, len(scores)), dtype=np.int64)
+    for count, side in zip(counts, ("right", "left"), strict=True):
+        count[order] = len(nominal) - np.searchsorted(nominal, scores[order], side)
+    return *counts, len(nominal)
 
 
 def _interval(labels, scores, weights, level, resamples, seed) -> tuple[float, float]:
@@ -97,7 +112,7 @@ def _checked(labels, scores, names) -> tuple[np.ndarray, np.ndarray]:
     if len(wrong):
         listed = ", ".join(str(names[i] if names is not None else i) for i in wrong[:5])
         raise ValueError(f"{len(wrong)} of {len(scores)} scores are NaN or infinite, first: {listed}")
-    if len(np.unique(labels)) != 2:
+    if not labels.size or labels.min() == labels.max():
         only = "nominal" if len(labels) and labels[0] == 0 else "anomalous"
         raise ValueError(f"AUROC needs nominal and anomalous pictures; all {len(labels)} here are {only}")
     return labels, scores
