@@ -93,6 +93,27 @@ def test_shared_stages_run_once_per_batch(pad, small, monkeypatch):
     assert asked == [2 * 256] * 9
 
 
+def test_rules_share_a_search_and_nothing_else(pad, small, monkeypatch):
+    """Maximum and weighted rule ask for one neighbour of every patch, the author's for nine."""
+    rules = {"max": {}, "three": {"score": "reweighted", "neighbours": 3}, "nine": {"score": "reweighted"},
+             "author": {"score": "author_cdist"}, "larger": {"bank": 30}, "faiss": {"search": "faiss"}}
+    alone = {name: evaluation.evaluate(patchcore(**rule), pad, small, seeds=2) for name, rule in rules.items()}
+    asked = []
+    for engine in (search.Torch, search.Faiss):
+        def noted(self, vectors, k, genuine=engine._nearest):
+            asked.append((type(self).__name__, len(self.bank), k, len(vectors)))
+            return genuine(self, vectors, k)
+        monkeypatch.setattr(engine, "_nearest", noted)
+    many = evaluation.evaluate_many({name: patchcore(**rule) for name, rule in rules.items()}, pad, small, seeds=2,
+                                    force=True)
+    of_patches = [engine for *engine, count in asked if count == 6 * 256]
+    assert sorted(of_patches) == sorted([["Torch", 20, 1], ["Torch", 20, 9], ["Torch", 30, 1], ["Faiss", 20, 1]] * 2)
+    for name, rows in many.items():
+        facts = ["scores", "image_auroc", "pixel_auroc", "pro"]
+        assert rows[facts].to_dict() == alone[name][facts].to_dict()
+    assert len({str(list(rows["scores"])) for rows in many.values()}) >= 5
+
+
 def test_many_detectors_give_what_each_gives_alone(pad, small, calls):
     """Three of the four share their features; one more seed than the detectors' own."""
     detectors = {"one": patchcore(), "bank": patchcore(bank=30), "squared": patchcore(distance="l2_squared"),

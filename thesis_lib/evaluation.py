@@ -199,7 +199,7 @@ def _fit(detectors, keys, network, maps: Extracted | Stored) -> tuple[dict, dict
 
 
 def _score(fitted: dict, maps: Extracted | Stored, with_maps: bool) -> tuple[dict, dict]:
-    """Scores (n,) float64 and batches of predictions per key; the shared stages run once per batch."""
+    """Scores (n,) float64 and batches of predictions per key; stages that detectors share run once per batch."""
     scores, predictions = {key: [] for key in fitted}, {}
     stages = {key: list(detector.stages.values()) for key, detector in fitted.items()}
     first, (detector, *_) = next(iter(stages.values())), fitted.values()
@@ -208,13 +208,18 @@ def _score(fitted: dict, maps: Extracted | Stored, with_maps: bool) -> tuple[dic
     for common in batches:
         for stage in first[1:shared]:           # the first one is the network
             common = stage(common)
-        for key in fitted:
-            x = common
-            for stage in stages[key][shared:]:
-                x = stage(x)
-            scores[key].append(x.score.double())
+        found = {}
+        for key, detector in fitted.items():
+            *search, score = stages[key][shared:]
+            same = detector.found_by or key
+            if same not in found:
+                found[same] = common
+                for stage in search:
+                    found[same] = stage(found[same])
+            prediction = score(found[same])
+            scores[key].append(prediction.score.double())
             if with_maps:       # worked out now, so that what a late map needs can go
-                predictions.setdefault(key, []).append(Prediction(x.score, x.map))
+                predictions.setdefault(key, []).append(Prediction(prediction.score, prediction.map))
     return {key: torch.cat(values).numpy() for key, values in scores.items()}, predictions
 
 

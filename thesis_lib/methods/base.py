@@ -138,6 +138,13 @@ class Detector:
         """Method and parameters on which `gather` depends; equal ones can share what it returns."""
         return self.name, *(getattr(self, f.name) for f in dataclasses.fields(self) if f.metadata["features"])
 
+    @property
+    def found_by(self) -> tuple | None:
+        """Everything on which all stages but the last depend, the seed included; fitted detectors equal in it can
+        share what these return. None: nothing can be shared.
+        """
+        return None
+
     def adopt(self, other: "Detector") -> None:
         """Take over what `gather` left in a detector with the same `collected_by`."""
         vars(self).update({name: value for name, value in vars(other).items() if name.endswith("_")})

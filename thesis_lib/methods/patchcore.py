@@ -95,6 +95,12 @@ class PatchCore(Detector):
         return {"extraction": self.backbone_, "embedding": self._embedding(self.scaling_),
                 "search": bound if bounded else find, "score": score}
 
+    @property
+    def found_by(self):
+        """All but the rule; of it the number of neighbours that it needs."""
+        k = scoring.RULES[self.score].searched(self.neighbours)
+        return k, *(value for name, value in self.parameters().items() if name not in ("score", "neighbours"))
+
     def gather(self, maps) -> np.ndarray:
         """Patches of all pictures (N, D) float32, in an unnamed file on disk, so that memory stays bounded."""
         self.keeps_, embed = maps.keeps, self._embedding()
