@@ -1,7 +1,7 @@
 """Exact nearest neighbours of query patches in a memory bank: five engines, the same answer.
 
 Letters: Q queries, M bank rows, D embedding, k neighbours. The thesis compares FAISS and SciPy's cdist (Fig. 3.3);
-all engines here look at every bank row, none approximates.
+none of these engines approximates.
 """
 
 from contextlib import contextmanager

@@ -22,7 +22,7 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 SCALINGS = ("none", "normalise", "normalise_weight")
 BINS = 100
 FLOOR = 0.05            # of the mean deviation, added to each one: a channel that hardly varies must not explode
-BLOCK = 65_536          # rows at a time
+BLOCK = 1024            # rows at a time: as float64 they stay in the cache
 
 
 @dataclass(frozen=True)
