@@ -1,4 +1,4 @@
-"""Nearest bank row of every patch: cdist, FAISS' flat index, one matrix product, our blocks of it, and the floor.
+"""Nearest bank row of every patch: cdist, FAISS' flat index, one matrix product, blocks of it, the choice, the floor.
 
     python -m benchmarks.bench_search --threads 1
 
@@ -17,6 +17,7 @@ SHAPES = "64x1000x384,1024x1000x128,1024x1000x384,1024x1000x1536,1024x10000x128,
 PATIENCE = 5e8          # multiply-accumulates up to which cdist is timed
 CHECKED = 64            # queries that are compared
 TOLERANCE = 1e-4        # relative difference of a distance
+WARMUP = 8              # untimed calls before each timed one: threads of another library still turn for a while
 
 
 class OneProduct(search.Torch):
@@ -28,7 +29,8 @@ class OneProduct(search.Torch):
         return nearest + vectors.square().sum(dim=1, keepdim=True), indices
 
 
-SIDES = {"cdist": search.Cdist, "faiss": search.Faiss, "one product": OneProduct, "torch (ours)": search.Torch}
+SIDES = {"cdist": search.Cdist, "faiss": search.Faiss, "one product": OneProduct, "blocks (torch)": search.Torch,
+         "by shape (auto)": search.Auto}
 
 
 def compare(shape: str, rounds: int, machine: limits.Machine) -> list[dict]:
@@ -43,7 +45,8 @@ def compare(shape: str, rounds: int, machine: limits.Machine) -> list[dict]:
             raise SystemExit(f"{shape}: {name} gives other distances than cdist")
     if macs > PATIENCE:
         del finders["cdist"]
-    seconds = timing.interleaved({name: finder.query for name, finder in finders.items()}, vectors, rounds=rounds)
+    seconds = timing.interleaved({name: finder.query for name, finder in finders.items()}, vectors, rounds=rounds,
+                                 warmup=WARMUP)
     floor = macs / machine.macs_per_s
     lines = [{"shape": shape, "side": name, **common.statistics(x, seconds["faiss"])} for name, x in seconds.items()]
     lines.append({"shape": shape, "side": "floor", "ms_median": 1e3 * floor,

@@ -107,17 +107,17 @@ def test_another_score_than_eager_stops_it(pad, small, monkeypatch):
 def test_search_is_printed_and_stored(capsys, one_giga):
     bench_search.main(["--shapes", "70x30x8,5x200x4", "--rounds", "2", "--threads", "1"])
     lines, _ = stored("search")
-    sides = ["cdist", "faiss", "one product", "torch (ours)", "floor"]
+    sides = ["cdist", "faiss", "one product", "blocks (torch)", "by shape (auto)", "floor"]
     assert [(line["shape"], line["side"]) for line in lines] == [(shape, side) for shape in ("70x30x8", "5x200x4")
                                                                  for side in sides]
     for line in lines:
         queries, rows, dim = map(int, line["shape"].split("x"))
         assert line["gmac_per_s"] == pytest.approx(queries * rows * dim / 1e6 / line["ms_median"])
         assert line["ratio"] == 1 or line["side"] != "faiss"
-    assert "torch (ours)" in capsys.readouterr().out
+    assert "by shape (auto)" in capsys.readouterr().out
 
 
 def test_other_distances_than_cdist_stop_it(monkeypatch):
     monkeypatch.setattr(search.Torch, "_nearest", lambda self, x, k: (torch.ones(len(x), 1), torch.zeros(len(x), 1)))
-    with pytest.raises(SystemExit, match=r"70x30x8: torch \(ours\) gives other distances"):
+    with pytest.raises(SystemExit, match=r"70x30x8: blocks \(torch\) gives other distances"):
         bench_search.compare("70x30x8", 1, limits.Machine(1e9, 1e9, 1))

@@ -99,7 +99,7 @@ def test_rules_share_a_search_and_nothing_else(pad, small, monkeypatch):
              "author": {"score": "author_cdist"}, "larger": {"bank": 30}, "faiss": {"search": "faiss"}}
     alone = {name: evaluation.evaluate(patchcore(**rule), pad, small, seeds=2) for name, rule in rules.items()}
     asked = []
-    for engine in (search.Torch, search.Faiss):
+    for engine in (search.Auto, search.Faiss):
         def noted(self, vectors, k, genuine=engine._nearest):
             asked.append((type(self).__name__, len(self.bank), k, len(vectors)))
             return genuine(self, vectors, k)
@@ -107,7 +107,7 @@ def test_rules_share_a_search_and_nothing_else(pad, small, monkeypatch):
     many = evaluation.evaluate_many({name: patchcore(**rule) for name, rule in rules.items()}, pad, small, seeds=2,
                                     force=True)
     of_patches = [engine for *engine, count in asked if count == 6 * 256]
-    assert sorted(of_patches) == sorted([["Torch", 20, 1], ["Torch", 20, 9], ["Torch", 30, 1], ["Faiss", 20, 1]] * 2)
+    assert sorted(of_patches) == sorted([["Auto", 20, 1], ["Auto", 20, 9], ["Auto", 30, 1], ["Faiss", 20, 1]] * 2)
     for name, rows in many.items():
         facts = ["scores", "image_auroc", "pixel_auroc", "pro"]
         assert rows[facts].to_dict() == alone[name][facts].to_dict()

@@ -55,6 +55,30 @@ def test_blocks_of_any_size_give_the_same(monkeypatch, k, block, fewest, rows):
     assert max(sizes) == rows and sum(sizes) == 23
 
 
+@pytest.mark.parametrize("many", [138, 139])
+@pytest.mark.parametrize("k", [1, 4])
+def test_auto_takes_faiss_for_many_queries(monkeypatch, k, many):
+    monkeypatch.setattr(search, "MANY", many)
+    asked, genuine = [], search.faiss.knn
+    monkeypatch.setattr(search.faiss, "knn", lambda *given: asked.append(len(given[0])) or genuine(*given))
+    bank, vectors = data()
+    assert_same_neighbours(*search.Auto().fit(bank).query(vectors, k), bank, vectors)
+    assert asked == [23] * (many == 138), "23 queries of 6 numbers"
+
+
+@pytest.mark.parametrize(("k", "tolerance"), [(1, 1e-5), (3, 1e-2)])      # of nearly equal ones another may be third
+def test_auto_is_exact_where_distances_cancel(k, tolerance):
+    """Queries beside bank rows far from the origin: FAISS alone has lost all digits."""
+    bank, noise = data(queries=2000, rows=50, dim=70)
+    assert noise.numel() >= search.MANY
+    bank = 100 + bank
+    vectors = bank[torch.arange(2000) % 50] + 1e-3 * noise
+    exact, _ = brute_force(bank, vectors, k)
+    found, alone = (kind().fit(bank).query(vectors, k)[0].numpy() for kind in (search.Auto, search.Faiss))
+    np.testing.assert_allclose(found, exact, rtol=tolerance)
+    assert np.abs(alone / exact - 1).max() > 0.1
+
+
 def test_no_queries_give_no_neighbours(engine):
     distances, indices = engine().fit(data()[0]).query(torch.empty(0, 6))
     assert distances.shape == indices.shape == (0, 1)

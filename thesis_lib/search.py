@@ -1,4 +1,4 @@
-"""Exact nearest neighbours of query patches in a memory bank: five engines, the same answer.
+"""Exact nearest neighbours of query patches in a memory bank: six engines, the same answer.
 
 Letters: Q queries, M bank rows, D embedding, k neighbours. The thesis compares FAISS and SciPy's cdist (Fig. 3.3);
 none of these engines approximates.
@@ -20,6 +20,8 @@ from thesis_lib.runtime import torch_threads
 DISTANCES = ("l2", "l2_squared")
 BLOCK = 2**21           # distances at a time, 8 MB; measured with benchmarks/bench_search.py
 FEWEST = 64             # queries at a time even so: with fewer a product is slow
+MANY = 128_000          # numbers of all queries together, from which on FAISS (1.15) multiplies matrices and is faster
+CLOSE = 1e-3            # squared distance by squared length: below it |x|^2 - 2xy + |y|^2 has lost half its digits
 FIRST = 200             # bank rows, and a tenth of a larger bank, that bound a distance; see Pruned
 
 
@@ -109,14 +111,27 @@ class Torch(Search):
                 apart = self.bank.index_select(0, indices[part].flatten()).view(-1, k, vectors.shape[1])
                 apart.sub_(vectors[part, None])                                         # (rows, k, D)
                 nearest[part] = torch.linalg.vecdot(apart, apart)
-            if k > 1:
-                nearest, order = nearest.sort(dim=1, stable=True)
-                indices = indices.gather(1, order)
-            return nearest, indices
+            return _ascending(nearest, indices)
 
 
-class Pruned(Torch):
-    """`Torch`, and a shorter way to the score of a picture, which only asks for the patch farthest from the bank.
+class Auto(Torch):
+    """By shape: FAISS for many queries, `Torch` for few. Distances that cancel in FAISS' product are written out."""
+
+    def _nearest(self, vectors, k):
+        if vectors.numel() < MANY:
+            return super()._nearest(vectors, k)
+        with _faiss_threads(self.threads):
+            nearest, indices = map(torch.from_numpy, faiss.knn(vectors.numpy(), self.bank.numpy(), k))
+        close = nearest < CLOSE * self.norms[indices]
+        if close.any():
+            apart = self.bank[indices[close]] - vectors[close.nonzero()[:, 0]]
+            nearest[close] = torch.linalg.vecdot(apart, apart)
+            return _ascending(nearest, indices)
+        return nearest, indices
+
+
+class Pruned(Auto):
+    """`Auto`, and a shorter way to the score of a picture, which only asks for the patch farthest from the bank.
 
     The nearest of the first rows, which a greedy coreset has spread over everything nominal, is an upper bound of the
     distance to the whole bank. The patches with the largest bounds are searched for exactly, until no other one's
@@ -126,7 +141,7 @@ class Pruned(Torch):
     def fit(self, bank):
         super().fit(bank)
         first = max(FIRST, len(bank) // 10)
-        self._first = Torch(self.distance, self.threads).fit(self.bank[:first]) if first < len(bank) else self
+        self._first = Auto(self.distance, self.threads).fit(self.bank[:first]) if first < len(bank) else self
         return self
 
     def bounds(self, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -152,7 +167,14 @@ class Numpy(Search):
         return torch.from_numpy(squared), torch.from_numpy(indices)
 
 
-ENGINES = {"faiss": Faiss, "cdist": Cdist, "torch": Torch, "pruned": Pruned, "numpy": Numpy}
+ENGINES = {"auto": Auto, "faiss": Faiss, "cdist": Cdist, "torch": Torch, "pruned": Pruned, "numpy": Numpy}
+
+
+def _ascending(nearest: torch.Tensor, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    if indices.shape[1] > 1:
+        nearest, order = nearest.sort(dim=1, stable=True)
+        indices = indices.gather(1, order)
+    return nearest, indices
 
 
 @contextmanager

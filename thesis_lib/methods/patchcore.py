@@ -37,7 +37,7 @@ class PatchCore(Detector):
     bank: int | str = parameter(1000, "rows of the memory bank, 1000 or 1%")
     coreset: str = parameter("greedy", "how they are chosen: greedy or random")
     projection: int | None = parameter(None, "dimensions of the random projection before greedy, or none")
-    search: str = parameter("torch", "engine: " + ", ".join(search.ENGINES))
+    search: str = parameter("auto", "engine: " + ", ".join(search.ENGINES))
     distance: str = parameter("l2", "l2 or l2_squared")
     score: str = parameter("max", "rule: " + ", ".join(scoring.RULES))
     neighbours: int = parameter(9, "b of the weighted rules")

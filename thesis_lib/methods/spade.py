@@ -45,7 +45,7 @@ class SPADE(Detector):
     embedding: str = parameter("identity", "of the pixel stage: identity, or pooling such as avg_k3_s2_p1, 16 times "
                                "less work")
     join: str = parameter("repeat", "how a deeper level reaches the finest grid: repeat or interpolate")
-    search: str = parameter("torch", "engine: " + ", ".join(search.ENGINES))
+    search: str = parameter("auto", "engine: " + ", ".join(search.ENGINES))
     search_threads: int | None = parameter(None, "threads of the search, none leaves its own", identity=False)
 
     name: ClassVar[str] = "spade"
