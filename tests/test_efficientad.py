@@ -11,7 +11,7 @@ from thesis_lib import autoencoder, data, engines, evaluation, paths
 from thesis_lib.configuration import Configuration
 from thesis_lib.data import Pictures, Preprocess
 from thesis_lib.methods import EfficientAD
-from thesis_lib.methods.efficientad import Nominal, Outputs, augmented, hard_loss
+from thesis_lib.methods.efficientad import Nominal, Outputs, augmented, halves, hard_loss
 from thesis_lib.pdn import PDN
 
 pytestmark = pytest.mark.usefixtures("networks_built_once")
@@ -112,6 +112,20 @@ def test_score_is_the_maximum_and_the_map_has_its_rim():
     assert torch.equal(prediction.score, detector.maps(outputs)["combined"].flatten(1).amax(1))
     with pytest.raises(ValueError, match="images of 96 pixels: the autoencoder learned 64"):
         detector.predict(torch.zeros(1, 3, 96, 96))
+
+
+def test_halves_are_those_of_the_whole_student():
+    """S of every picture but the last one, S' of that; and their gradients, for a student of both halves."""
+    torch.manual_seed(0)
+    student, shown = PDN("pdn_small", 768), images(3)
+    whole = student(shown)
+    parts = halves(student, shown)
+    for part, expected in zip(parts, (whole[:-1, :384], whole[-1:, 384:]), strict=True):
+        torch.testing.assert_close(part, expected)
+    found, expected = (torch.autograd.grad(sum(part.square().mean() for part in several), list(student.parameters()))
+                       for several in (parts, (whole[:-1, :384], whole[-1:, 384:])))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
 
 
 def test_losses_fall_and_all_parts_are_there():

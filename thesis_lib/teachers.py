@@ -20,6 +20,7 @@ from thesis_lib.sources import Source
 
 ENLARGED = 64           # pixels of a patch as the large network sees it
 PATCHES = 16            # cut out of each picture
+STRIDE = 8              # of the teacher: a patch gives one descriptor with any, with this all its poolings are coarse
 MARGIN = 1.0            # delta of the metric learning
 BRIGHTNESS, NOISE = 0.25, 0.1       # of p+: a factor of 0.75 to 1.25, and a deviation in units of a normalised picture
 
@@ -54,16 +55,16 @@ def teach(lesson: Lesson, backbone: backbones.Backbone, source: Source, every_s:
                                   "decoder": nn.Linear(lesson.channels, backbone.channels[level])})
 
     def losses(pictures: torch.Tensor) -> dict[str, torch.Tensor]:
-        patches = cut(pictures, lesson.p)[:lesson.batch]
+        patches = cut(pictures, lesson.p)[:lesson.batch].contiguous(memory_format=torch.channels_last)
         with torch.no_grad():
             enlarged = F.interpolate(patches, (ENLARGED, ENLARGED), mode="bilinear", align_corners=False)
             wanted = backbone(enlarged)[level].float().mean((2, 3))                 # (n, C)
-        said = networks["teacher"](patches, lesson.p)[..., 0, 0].float()            # (n, d)
+        said = networks["teacher"](patches, STRIDE)[..., 0, 0].float()              # (n, d)
         found = {"knowledge": (networks["decoder"](said).float() - wanted).square().sum(1).mean(),
                  "compactness": lesson.compactness * compactness(said)}
         if lesson.metric:
             factor = 1 + BRIGHTNESS * (2 * torch.rand(len(patches), 1, 1, 1).to(device) - 1)
-            near = networks["teacher"](factor * patches + NOISE * torch.randn_like(patches), lesson.p)[..., 0, 0]
+            near = networks["teacher"](factor * patches + NOISE * torch.randn_like(patches), STRIDE)[..., 0, 0]
             found["metric"] = lesson.metric * triplet(said, near.float(), said.roll(PATCHES, 0))    # another picture's
         return found
 

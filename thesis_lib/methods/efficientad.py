@@ -182,13 +182,14 @@ class EfficientAD(Trained):
             shown.append(distillation.greyed(self._penalty[step], GREY).to(self.device))
         shown = torch.cat([*shown, changed]).contiguous(memory_format=torch.channels_last)
         teacher = (self.backbone_(shown[-1:])[1].float() - constants["mean"]) / constants["std"]
-        student, rebuilt = networks["student"](shown).float(), networks["autoencoder"](shown[-1:]).float()
+        rebuilt = networks["autoencoder"](shown[-1:]).float()
+        local, other = halves(networks["student"], shown)
         target = (described - constants["mean"]) / constants["std"]
-        found = {"hard": hard_loss((target - student[:1, :CHANNELS]).square(), self.hard),
+        found = {"hard": hard_loss((target - local[:1]).square(), self.hard),
                  "autoencoder": (teacher - rebuilt).square().mean(),
-                 "student_autoencoder": (rebuilt - student[-1:, CHANNELS:]).square().mean()}
+                 "student_autoencoder": (rebuilt - other).square().mean()}
         if self.penalty != "none":
-            found["penalty"] = student[1, :CHANNELS].square().mean()
+            found["penalty"] = local[1].square().mean()
         return found
 
     def calibrate(self, networks, constants, collected):
@@ -262,6 +263,19 @@ class _Networks(nn.Module):
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return self.teacher(images), self.networks["student"](images), self.networks["autoencoder"](images)
+
+
+def halves(student: PDN, shown: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """S of all pictures (B, 3, H, W) but the last one, and S' of that: (B - 1, C, h, w) and (1, C, h, w).
+
+    The losses ask for no other half, and the student's last convolution, of 2 C outputs, is half its work.
+    """
+    *before, last = student
+    for layer in before:
+        shown = layer(shown)
+    weights, biases = last.weight.split(CHANNELS), last.bias.split(CHANNELS)
+    parts = (shown[:-1], shown[-1:])
+    return tuple(F.conv2d(*one).float() for one in zip(parts, weights, biases, strict=True))
 
 
 def hard_loss(squared: torch.Tensor, quantile: float) -> torch.Tensor:
