@@ -29,6 +29,8 @@ run: $(READY)  ## execute every notebook on the embedded demo data, offline (PRO
 test: $(READY)  ## all tests
 	$(BIN)/python -m pytest $(ARGS)
 
+# As in thesis_lib/__init__.py, which comes too late where a notebook imports torch first.
+lab: export GOMP_SPINCOUNT ?= 10000
 lab: $(READY)  ## open JupyterLab on 00_start_here
 	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
 

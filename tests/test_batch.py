@@ -458,13 +458,14 @@ def test_two_at_a_time_measure_the_same_numbers(folder, make_category, tmp_path,
 
 
 @pytest.mark.parametrize(("jobs", "own", "expected"), [
-    (1, None, ["2", "2", None]), (2, None, ["1", "2", "PASSIVE"]), (2, "3", ["3", None, None])])
+    (1, None, ["2", "2", "100"]), (2, None, ["1", "2", "0"]), (2, "3", ["3", None, "100"])])
 def test_threads_of_a_notebook_and_of_its_trainings(folder, monkeypatch, jobs, own, expected):
     """Side by side, half of two processors for all but trainings, which then wait without work."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
-    names = ["OMP_NUM_THREADS", "THESIS_TRAINING_THREADS", "OMP_WAIT_POLICY"]
+    names = ["OMP_NUM_THREADS", "THESIS_TRAINING_THREADS", "GOMP_SPINCOUNT"]
     for name in names:
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GOMP_SPINCOUNT", "100")
     if own:
         monkeypatch.setenv("OMP_NUM_THREADS", own)
     for name in ("01_one", "02_two"):

@@ -1,6 +1,7 @@
 """The files around the library agree with each other and with README."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -74,6 +75,17 @@ def test_environment_has_the_pins_and_says_what_needs_each(pyproject):
     for line in text.splitlines():
         if re.match(r"      - ", line):
             assert re.search(r"  # \S", line), f"{line.strip()} does not say which notebook needs it"
+
+
+@pytest.mark.parametrize(("own", "expected"), [
+    ({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)])
+def test_threads_soon_stop_turning_idly(own, expected):
+    """Set before torch is there to read it, unless the user has chosen."""
+    code = "import os, sys, thesis_lib; print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    environment = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT",
+                                                                                     "OMP_WAIT_POLICY")}
+    shown = subprocess.run([sys.executable, "-c", code], env=environment | own, capture_output=True, text=True)
+    assert shown.stdout == f"{expected} False\n", shown.stderr
 
 
 def test_make_prints_its_targets():

@@ -39,9 +39,8 @@ def execute(notebook, parameters, output, *, timeout_s, threads, stop, rows) -> 
         # The numbers of a training depend on its threads, so it has all, however many notebooks run at a time; waiting
         # for each other they must then leave the processor to other trainings. A value of the user's wins.
         own = {} if "OMP_NUM_THREADS" in os.environ else {"THESIS_TRAINING_THREADS": str(stamp.usable_cpus())}
-        if own and threads < stamp.usable_cpus():
-            own["OMP_WAIT_POLICY"] = "PASSIVE"
-        environment = {"OMP_NUM_THREADS": str(threads), **own, **os.environ,
+        waits = {"GOMP_SPINCOUNT": "0"} if own and threads < stamp.usable_cpus() else {}
+        environment = {"OMP_NUM_THREADS": str(threads), **own, **os.environ, **waits,
                        # absolute, because the child has another current folder
                        "THESIS_DATA": str(paths.data()), "THESIS_OUTPUTS": str(paths.outputs()),
                        "THESIS_ROWS": str(rows),
