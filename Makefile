@@ -30,7 +30,9 @@ test: $(READY)  ## all tests
 	$(BIN)/python -m pytest $(ARGS)
 
 # As in thesis_lib/__init__.py, which comes too late where a notebook imports torch first.
+ifndef OMP_WAIT_POLICY
 lab: export GOMP_SPINCOUNT ?= 10000
+endif
 lab: $(READY)  ## open JupyterLab on 00_start_here
 	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
 
