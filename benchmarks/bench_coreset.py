@@ -13,8 +13,9 @@ import torch
 from torch.utils.benchmark import Measurement, Timer
 
 from benchmarks import common
-from thesis_lib import coreset, data
+from thesis_lib import data
 from thesis_lib.methods import PatchCore
+from thesis_lib.patches import coreset
 
 NOISE = 0.3             # of a channel's standard deviation, on the features that are repeated
 

@@ -21,8 +21,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks import common
-from thesis_lib import backbones, data, engines, limits, search, timing
+from thesis_lib import data
+from thesis_lib.core import timing
+from thesis_lib.evaluation import limits
 from thesis_lib.methods import PatchCore
+from thesis_lib.networks import backbones, engines
+from thesis_lib.patches import search
 
 TOLERANCE = 1e-4        # relative difference of a score
 

@@ -11,7 +11,9 @@ import numpy as np
 import torch
 
 from benchmarks import common
-from thesis_lib import limits, search, timing
+from thesis_lib.core import timing
+from thesis_lib.evaluation import limits
+from thesis_lib.patches import search
 
 SHAPES = "64x1000x384,1024x1000x128,1024x1000x384,1024x1000x1536,1024x10000x128,16384x1000x128"
 PATIENCE = 5e8          # multiply-accumulates up to which cdist is timed

@@ -7,8 +7,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from thesis_lib import backbones, data, results
+from thesis_lib import data
+from thesis_lib.core import results
 from thesis_lib.methods import PatchCore
+from thesis_lib.networks import backbones
 
 
 def parser(about: str, rounds: int) -> argparse.ArgumentParser:

@@ -35,7 +35,7 @@ def main() -> int:
             return 0
         cluster.scale(jobs=args.workers)
         cluster.wait_for_workers(1)
-        return subprocess.call([sys.executable, "-m", "thesis_lib.cli", "run", "--scheduler",
+        return subprocess.call([sys.executable, "-m", "thesis_lib.commands.main", "run", "--scheduler",
                                 cluster.scheduler_address, *args.thesis])
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import torch
 
-from thesis_lib.method_cli import converter
-from thesis_lib.training import TrainingError
+from thesis_lib.commands.methods import converter
+from thesis_lib.core.errors import ThesisError
+from thesis_lib.training.descent import TrainingError
 
 
 def run(program: str, about: str, recipe: type, train: Callable[..., dict], arguments: list[str] | None) -> int:
@@ -23,7 +24,7 @@ def run(program: str, about: str, recipe: type, train: Callable[..., dict], argu
         default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
         parser.add_argument(f"--{field.name}", type=converter(field.type), default=default,
                             help=field.metadata["help"])
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--torch-device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, help="of the CPU; none: PyTorch decides")
     parser.add_argument("--every-s", type=float, default=60.0, help="seconds between two checkpoints")
     args = vars(parser.parse_args(arguments))
@@ -35,7 +36,7 @@ def run(program: str, about: str, recipe: type, train: Callable[..., dict], argu
         torch.set_num_threads(threads or torch.get_num_threads())
         chosen = recipe(**{field.name: args.pop(field.name) for field in dataclasses.fields(recipe)})
         print(json.dumps(train(chosen, **args), indent=1))
-    except ValueError as error:
+    except ThesisError as error:
         print(f"pretraining: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -3,7 +3,7 @@
 import sys
 
 from pretraining.command import run
-from thesis_lib.distillation import Recipe, pdn
+from thesis_lib.training.distillation import Recipe, pdn
 
 
 def main(arguments: list[str] | None = None) -> int:

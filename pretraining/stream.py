@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from thesis_lib.formulas import FAMILIES, NUMBERS
-from thesis_lib.preprocess import IMAGENET_MEAN, IMAGENET_STD
-from thesis_lib.procedural import SCENE, Camera, masks, photograph, render
-from thesis_lib.training import mixed
+from thesis_lib.core.errors import ThesisError
+from thesis_lib.core.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from thesis_lib.core.seeds import mixed
+from thesis_lib.training.formulas import FAMILIES, NUMBERS
+from thesis_lib.training.procedural import SCENE, Camera, masks, photograph, render
 
 MARGIN = 8          # pixels that a scene is larger than its views, on each side
 
@@ -40,25 +41,25 @@ class Stream:
     classes: of all families together, a multiple of their number; batch: pictures, an even number.
     """
 
-    def __init__(self, classes: int, side: int, batch: int, seed: int, device: str = "cpu"):
+    def __init__(self, classes: int, side: int, batch: int, seed: int, torch_device: str = "cpu"):
         if classes % len(FAMILIES):
-            raise ValueError(f"classes={classes}: needs a multiple of {len(FAMILIES)}, the number of families")
+            raise ThesisError(f"classes={classes}: needs a multiple of {len(FAMILIES)}, the number of families")
         if batch % 2:
-            raise ValueError(f"batch={batch}: needs an even number, two views of each scene")
-        self.classes, self.side, self.batch, self.seed, self.device = classes, side, batch, seed, device
+            raise ThesisError(f"batch={batch}: needs an even number, two views of each scene")
+        self.classes, self.side, self.batch, self.seed, self.torch_device = classes, side, batch, seed, torch_device
         # Drawn on the CPU, so that classes are the same on every device.
-        self.numbers = torch.rand(classes, NUMBERS, generator=torch.Generator().manual_seed(seed)).to(device)
+        self.numbers = torch.rand(classes, NUMBERS, generator=torch.Generator().manual_seed(seed)).to(torch_device)
 
     def __getitem__(self, index: int) -> Batch:
         return self.batch_of(index)
 
     def batch_of(self, index: int, mosaics: bool = True) -> Batch:
         """Batch number `index`; without mosaics each picture shows its first class alone."""
-        generator = torch.Generator(self.device).manual_seed(mixed(self.seed, index + 1))
+        generator = torch.Generator(self.torch_device).manual_seed(mixed(self.seed, index + 1))
         scenes, outer = self.batch // 2, self.side + 2 * MARGIN
-        labels = torch.randint(self.classes, (scenes,), generator=generator, device=self.device)
+        labels = torch.randint(self.classes, (scenes,), generator=generator, device=self.torch_device)
         images = self.render(labels, outer, generator)
-        other = torch.roll(torch.arange(scenes, device=self.device), 1)
+        other = torch.roll(torch.arange(scenes, device=self.torch_device), 1)
         mask = masks(scenes, outer, generator)
         mask = mask if mosaics else torch.ones_like(mask)
         images = photograph(torch.lerp(images[other], images, mask), SCENE, generator)

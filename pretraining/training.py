@@ -16,10 +16,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from pretraining.stream import Batch, Stream
-from thesis_lib import weightfiles
-from thesis_lib.methods.base import parameter
-from thesis_lib.training import TrainingError, checkpoint_of, descend, mixed
-from thesis_lib.weightfiles import torchvision
+from thesis_lib.core import identity
+from thesis_lib.core.parameters import parameter
+from thesis_lib.core.seeds import mixed
+from thesis_lib.networks import weightfiles
+from thesis_lib.networks.weightfiles import torchvision
+from thesis_lib.training.descent import TrainingError, checkpoint_of, descend
 
 UNSEEN = 2**31      # number of the first batch that no training reaches: the accuracy is measured from here on
 
@@ -105,7 +107,7 @@ def finding_loss(descriptors: torch.Tensor, batch: Batch, places: int, generator
     return (F.cross_entropy(likeness, right) + F.cross_entropy(likeness.T, right)) / 2
 
 
-def train(recipe: Recipe, out: Path, *, device: str = "cpu", every_s: float = 60.0,
+def train(recipe: Recipe, out: Path, *, torch_device: str = "cpu", every_s: float = 60.0,
           limit: int | None = None) -> dict | None:
     """Train, write the weights to `out` (.safetensors, float16, torchvision's keys) and return their card.
 
@@ -113,33 +115,34 @@ def train(recipe: Recipe, out: Path, *, device: str = "cpu", every_s: float = 60
     limit: stop after so many steps of this call, with a checkpoint and without a file (returns None).
     """
     out = Path(out)
-    checkpoint = checkpoint_of(out, device, limit)
-    stream = Stream(recipe.classes, recipe.side, recipe.batch, recipe.seed, device)
+    checkpoint = checkpoint_of(out, torch_device, limit)
+    stream = Stream(recipe.classes, recipe.side, recipe.batch, recipe.seed, torch_device)
     with torch.random.fork_rng(devices=[]):     # PyTorch initialises from the global generator
         torch.manual_seed(recipe.seed)
         network = Network(recipe.classes)
-    network = network.to(device, memory_format=torch.channels_last).train()
+    network = network.to(torch_device, memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.rate, weight_decay=recipe.decay, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, recipe.rate, total_steps=recipe.steps, pct_start=min(0.3, 150 / recipe.steps))
 
     def losses(step: int) -> dict[str, torch.Tensor]:
         batch = stream[step]
-        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+        with torch.autocast(torch.device(torch_device).type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
             logits, descriptors = network(batch.images.contiguous(memory_format=torch.channels_last))
-        generator = torch.Generator(device).manual_seed(mixed(recipe.seed, step + 1))
+        generator = torch.Generator(torch_device).manual_seed(mixed(recipe.seed, step + 1))
         return {f"naming {level}": naming_loss(values, batch) for level, values in logits.items()} | {
             f"finding {level}": recipe.finding * finding_loss(values, batch, recipe.places, generator)
             for level, values in descriptors.items()}
 
     course = descend(network, [optimizer], losses, schedules=[schedule], steps=recipe.steps, seed=recipe.seed,
-                     checkpoint=checkpoint, subject=dataclasses.asdict(recipe), every_s=every_s, limit=limit,
-                     device=device, what="pretraining")
+                     checkpoint=checkpoint, subject=dataclasses.asdict(recipe), code=identity.code(__name__),
+                     every_s=every_s, limit=limit, torch_device=torch_device, what="pretraining")
     if course.step < recipe.steps:
         return None
     card = {"recipe": dataclasses.asdict(recipe), "pictures": recipe.steps * recipe.batch,
             "accuracy": accuracy(network, stream), "hours": round(course.seconds / 3600, 2),
-            "device": _device(device), "threads": torch.get_num_threads(), "torch": torch.__version__.split("+")[0]}
+            "device": _named(torch_device), "threads": torch.get_num_threads(),
+            "torch": torch.__version__.split("+")[0]}
     weightfiles.write(network.trunk.state_dict(), card, out)
     checkpoint.unlink()
     return card
@@ -157,7 +160,7 @@ def accuracy(network: Network, stream: Stream, batches: int = 20) -> dict[str, f
     return {level: round(sum(values) / len(values), 4) for level, values in right.items()}
 
 
-def _device(device: str) -> str:
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
+def _named(torch_device: str) -> str:
+    if torch_device.startswith("cuda"):
+        return torch.cuda.get_device_name(torch_device)
     return f"CPU {platform.machine()}"

@@ -8,7 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from thesis_lib import backbones, data, synthetic
+from thesis_lib import data
+from thesis_lib.data import synthetic
+from thesis_lib.networks import backbones
 
 
 @pytest.fixture(autouse=True)

@@ -6,8 +6,12 @@ import torch
 from test_coreset import clustered, farthest_first
 
 from benchmarks import bench_coreset, bench_picture, bench_search, common
-from thesis_lib import coreset, data, engines, limits, results, search
+from thesis_lib import data
+from thesis_lib.core import results
+from thesis_lib.evaluation import limits
 from thesis_lib.methods import PatchCore
+from thesis_lib.networks import engines
+from thesis_lib.patches import coreset, search
 
 
 @pytest.fixture

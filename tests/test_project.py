@@ -11,7 +11,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from thesis_lib import doctor, paths
+from thesis_lib.commands import doctor
+from thesis_lib.core import paths
 
 tomllib = pytest.importorskip("tomllib", reason="needs Python 3.11")
 ROOT = paths.root()
@@ -98,7 +99,7 @@ def test_readme_shell_commands_exist():
     """Every `thesis ...` and `make ...` of README and docs is one that the command line takes."""
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
     assert set(re.findall(r"make ([a-z]+)", README)) <= targets
-    from thesis_lib.cli import parser
+    from thesis_lib.commands.main import parser
     lines = re.findall(r"`thesis ([^`]+)`", README)
     for text in (README, *(file.read_text(encoding="utf-8") for file in (ROOT / "docs").glob("*.md"))):
         lines += re.findall(r"^thesis ([^#\n`]+)", text, re.M)

@@ -11,8 +11,11 @@ import pytest
 import torch
 
 from benchmarks.bench_coreset import plain_loop
-from thesis_lib import backbones, coreset, data, evaluation
+from thesis_lib import data
+from thesis_lib.evaluation import scores
 from thesis_lib.methods import PatchCore
+from thesis_lib.networks import backbones
+from thesis_lib.patches import coreset
 
 SHARED = Path(os.environ.get("THESIS_SHARED") or Path(__file__).resolve().parents[2] / "shared")
 PDN_SMALL = SHARED / "weights" / "pdn_small_imagenet.safetensors"
@@ -74,7 +77,7 @@ def test_trained_features_tell_screws_apart_and_random_ones_do_not(screw):
     subset, aurocs = screw.subset(test=80), {}
     for weights in (str(RESNET18), "random"):
         detector = PatchCore(layers=(2,), embedding="avg_k3_s2_p1", weights=weights)
-        aurocs[weights] = evaluation.evaluate(detector, subset, data.Preprocess(), seeds=1)["image_auroc"][0]
+        aurocs[weights] = scores.evaluate(detector, subset, data.Preprocess(), seeds=1)["image_auroc"][0]
     assert aurocs[str(RESNET18)] > 0.8
     assert aurocs["random"] < 0.5
 
@@ -84,7 +87,7 @@ def test_bundled_weights_tell_photovoltaic_cells_apart():
     """80 training and 80 test pictures, a bank of 300 rows."""
     cells = data.scan(SHARED / "data", "elpv_mono").subset(80, 80)
     detector = PatchCore(layers=(2,), weights="bundled", bank=300)
-    assert evaluation.evaluate(detector, cells, data.Preprocess(), seeds=1)["image_auroc"][0] > 0.8
+    assert scores.evaluate(detector, cells, data.Preprocess(), seeds=1)["image_auroc"][0] > 0.8
 
 
 FIT = """

@@ -8,26 +8,34 @@ import copy
 import dataclasses
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import safetensors
 import safetensors.torch
 import torch
 import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
-from sklearn.exceptions import NotFittedError
 
-from thesis_lib import backbones, engines
-from thesis_lib.features import Extracted, Stored
+from thesis_lib.core import files, parameters
+from thesis_lib.core.errors import NotFittedError, ThesisError
+from thesis_lib.core.parameters import parameter
+from thesis_lib.core.preprocess import Preprocess, Sample
+from thesis_lib.networks import backbones, engines
+from thesis_lib.networks.maps import Extracted, Stored
+from thesis_lib.patches.embedding import Original, Pooled, parse
 
-FORMAT = "1"            # of saved detectors
+FORMAT = "2"            # of saved detectors; 1 did not know the size of its pictures
+State = dict[str, torch.Tensor]
+Stages = Mapping[str, Callable[[Any], Any]]
 
 
 @dataclass(frozen=True)
 class Prediction:
+    """What a detector says of a batch of B pictures."""
+
     score: torch.Tensor             # (B,) higher is more anomalous
     located: torch.Tensor | Callable[[], torch.Tensor]      # the map, or what works it out when it is asked for
 
@@ -47,28 +55,32 @@ def blur(maps: torch.Tensor, sigma: float) -> torch.Tensor:
     return torch.from_numpy(gaussian_filter(maps.numpy(), (0, sigma, sigma))) if sigma else maps
 
 
-def parameter(default: Any, help: str, *, identity: bool = True, features: bool = False) -> Any:
-    """Dataclass field with the text that `thesis evaluate METHOD --help` shows.
-
-    identity False: the parameter cannot change a result, so a stored row stays valid when it differs.
-    features True: it decides what `gather` returns, so that detectors equal in these can share it.
-    """
-    return field(default=default, metadata={"help": help, "identity": identity, "features": features})
-
-
 @dataclass(kw_only=True)
 class Detector:
-    """Constructor stores parameters, `fit` learns attributes with a trailing underscore."""
+    """Constructor stores parameters, `fit` learns attributes with a trailing underscore.
 
+    What every method has is told here; a subclass tells a field again where its default or help is another.
+    """
+
+    backbone: str = parameter("resnet18", "network: " + ", ".join(backbones.NAMES), features=True)
+    weights: str = parameter("imagenet", "imagenet, bundled, random or a .safetensors file in torchvision's "
+                             "key names", features=True)
+    engine: str = parameter("eager", "what runs the network: eager (torch), fast (ONNX Runtime) or int8", features=True)
+    calibration: int = parameter(100, "training pictures, evenly spaced, that set the ranges of int8", features=True)
     seed: int = parameter(0, "seed of everything random in fit")
 
     name: ClassVar[str]
+    layers: ClassVar[tuple[int, ...]]           # levels of the network; a field where they can be chosen
     shared: ClassVar[tuple[str, ...]] = ()      # leading stages that do not depend on the seed; the network first
-    tap = "output"                              # of the network; a field where a method offers others
+    tap: ClassVar[str] = "output"               # of the network; a field where a method offers others
     trunk: ClassVar[str | None] = None          # engine of the network whose maps `gather` takes; None: `engine`
 
+    def __post_init__(self) -> None:
+        self.layers = backbones.check(self.backbone, self.layers, self.tap)
+        engines.check(self.engine, self.calibration)
+
     @property
-    def stages(self) -> Mapping[str, Callable]:
+    def stages(self) -> Stages:
         """Ordered name -> callable; each takes what the previous one returned, the last returns a Prediction."""
         raise NotImplementedError
 
@@ -81,18 +93,19 @@ class Detector:
         """What fit learns from and the seed has no part in, out of the feature maps of nominal pictures."""
         raise NotImplementedError
 
-    def learn(self, collected: Any) -> "Detector":
+    def learn(self, collected: Any) -> Self:
         """The seeded part of fit; replaces what an earlier call learned."""
         raise NotImplementedError
 
-    def state(self) -> dict[str, torch.Tensor]:
-        """Learned tensors, enough for `restore`."""
+    def state(self) -> State:
+        """Learned tensors, enough for `restore`; without the network, which `save` adds."""
         raise NotImplementedError
 
-    def restore(self, state: dict[str, torch.Tensor], weights: dict) -> None:
+    def restore(self, state: State) -> None:
+        """Take over what `state` gave; the network is there."""
         raise NotImplementedError
 
-    def fit(self, images: Iterable[torch.Tensor]) -> "Detector":
+    def fit(self, images: Iterable[torch.Tensor]) -> Self:
         """Learn from nominal pictures, batches (b, 3, H, W). Refuses test pictures that come through `Pictures`."""
         return self.learn(self.collect(images))
 
@@ -104,7 +117,9 @@ class Detector:
     def gather_nominal(self, maps: Extracted | Stored) -> Any:
         """`gather` behind the guard: the only way in for fit and for the evaluation."""
         _only_training(maps.samples)
-        return self.gather(maps)
+        collected = self.gather(maps)
+        self.image_size_, self.preprocess_ = maps.image_size, maps.preprocess
+        return collected
 
     @property
     def levels(self) -> tuple[int, ...]:
@@ -126,9 +141,21 @@ class Detector:
         exported = () if engine == "eager" else (self.levels, self.calibration)
         return self.backbone, self.weights, self.tap, engine, *exported
 
+    def extract(self, images: torch.Tensor) -> backbones.Features:
+        """The first stage of most methods: images (B, 3, H, W), of the size that fit has seen -> feature maps."""
+        self.check_size(images)
+        return self.backbone_(images)
+
+    def check_size(self, images: torch.Tensor) -> None:
+        """ThesisError for pictures of another size than those of fit: scores of them would mean nothing."""
+        wanted, given = self._learned("image_size_"), tuple(images.shape[-2:])
+        if given != wanted:
+            raise ThesisError(f"images of {given[0]}x{given[1]} pixels: this {self.name} was fitted on "
+                              f"{wanted[0]}x{wanted[1]}; prepare them in the same way (`preprocess_` says how)")
+
     def predict(self, images: torch.Tensor) -> Prediction:
         """images (B, 3, H, W) -> Prediction; the input is left unchanged."""
-        x = images
+        x: Any = images
         for stage in self.stages.values():
             x = stage(x)
         return x
@@ -149,42 +176,61 @@ class Detector:
         """Take over what `gather` left in a detector with the same `collected_by`."""
         vars(self).update({name: value for name, value in vars(other).items() if name.endswith("_")})
 
-    def reseeded(self, seed: int) -> "Detector":
+    def reseeded(self, seed: int) -> Self:
         """The same detector with another seed, sharing what `gather` learned."""
         other = copy.copy(self)
         other.seed = seed
         return other
 
-    def parameters(self, identity_only: bool = False) -> dict:
-        """Effective parameters by name, as a result row stores them."""
+    def parameters(self, identity_only: bool = False) -> dict[str, Any]:
+        """Effective parameters by name; identity_only: those that can change a result, as a row stores them."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)
                 if f.metadata["identity"] or not identity_only}
 
+    def deciding(self) -> dict[str, Any]:
+        """What an identity is made of: without the neutral parameters that have their default."""
+        return parameters.deciding(self, self.parameters(identity_only=True))
+
     def save(self, path: str | Path) -> Path:
-        """One safetensors file: tensors, and parameters as JSON in its header."""
+        """One safetensors file: tensors, and in its header parameters, size of the pictures and how they were
+        prepared, as JSON.
+        """
         path = Path(path)
-        tensors = {key: value.contiguous() for key, value in self.state().items()}
+        network = {f"backbone.{key}": value for key, value in engines.state(self._learned("backbone_")).items()}
+        tensors = {key: value.contiguous() for key, value in (self.state() | network).items()}
+        prepared = self.preprocess_ and parameters.values(self.preprocess_)
         header = {"format": FORMAT, "method": self.name, "parameters": json.dumps(self.parameters()),
-                  "weights": json.dumps(self.backbone_.weights)}
-        safetensors.torch.save_file(tensors, path, metadata=header)
+                  "weights": json.dumps(self.backbone_.weights), "image_size": json.dumps(self.image_size_),
+                  "preprocess": json.dumps(prepared)}
+        with files.replaced(path) as partial:
+            safetensors.torch.save_file(tensors, partial, metadata=header)
         return path
 
     @classmethod
-    def load(cls, path: str | Path) -> "Detector":
-        """Detector as it was saved. Raises ValueError that names the file."""
+    def load(cls, path: str | Path) -> Self:
+        """Detector as it was saved; `preprocess_` prepares pictures for it where fit got `Pictures`, else it is None.
+
+        Raises ThesisError that names the file.
+        """
         try:
             with safetensors.safe_open(path, framework="pt") as file:
                 header = file.metadata() or {}
                 state = {key: file.get_tensor(key) for key in file.keys()}     # noqa: SIM118  (no mapping)
         except (OSError, safetensors.SafetensorError) as error:
-            raise ValueError(f"{path}: not a readable detector file ({error})") from error
+            raise ThesisError(f"{path}: not a readable detector file ({error})") from error
         if header.get("format") != FORMAT or header.get("method") != cls.name:
-            raise ValueError(f"{path}: holds method {header.get('method')} in format {header.get('format')}, "
-                             f"needs {cls.name} in format {FORMAT}")
-        parameters = json.loads(header["parameters"])
-        detector = cls(**{key: tuple(value) if isinstance(value, list) else value
-                          for key, value in parameters.items()})
-        detector.restore(state, json.loads(header["weights"]))
+            raise ThesisError(f"{path}: holds method {header.get('method')} in format {header.get('format')}, "
+                              f"needs {cls.name} in format {FORMAT}; fit and save it again")
+        given = json.loads(header["parameters"])
+        detector = cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})
+        prepared = json.loads(header["preprocess"])
+        detector.image_size_ = tuple(json.loads(header["image_size"]))
+        detector.preprocess_ = prepared and Preprocess(**prepared)
+        trunk = {key: value for key, value in state.items() if key.startswith("backbone.")}
+        detector.backbone_ = engines.restore(detector.backbone, detector.levels, {
+            key.removeprefix("backbone."): value for key, value in trunk.items()}, json.loads(header["weights"]),
+            detector.tap)
+        detector.restore({key: value for key, value in state.items() if key not in trunk})
         return detector
 
     def _learned(self, attribute: str) -> Any:
@@ -194,13 +240,26 @@ class Detector:
             raise NotFittedError(f"{type(self).__name__} has learned nothing yet: call fit first") from None
 
 
-def _only_training(samples: Iterable) -> None:
+@dataclass(kw_only=True)
+class PatchDetector(Detector):
+    """What the methods have in common that compare patch vectors: how feature maps become these."""
+
+    embedding: str = parameter("identity", "identity, original_d1024, avg_k3_s1_p1, max_..., avgmax_... or adaptive_7",
+                               features=True)
+    join: str = parameter("repeat", "how a deeper level reaches the finest grid: repeat or interpolate", features=True)
+
+    shared: ClassVar[tuple[str, ...]] = ("extraction", "embedding")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.embed_of()
+
+    def embed_of(self) -> Original | Pooled:
+        """Feature maps {level: (B, C, h, w)} -> Patches, as the parameters say."""
+        return parse(self.embedding, self.join)
+
+
+def _only_training(samples: Iterable[Sample]) -> None:
     for sample in samples:
         if sample.split != "train":
-            raise ValueError(f"{sample.path}: is a {sample.split} picture; fit takes training pictures only")
-
-
-def one_of(name: str, value: str, known: Iterable[str]) -> None:
-    """ValueError that lists what is known, for a parameter with another value."""
-    if value not in known:
-        raise ValueError(f"{name}={value!r}: needs one of {', '.join(known)}")
+            raise ThesisError(f"{sample.path}: is a {sample.split} picture; fit takes training pictures only")

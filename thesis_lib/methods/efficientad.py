@@ -17,18 +17,24 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from thesis_lib import autoencoder, backbones, data, distillation, engines, memory, sources, training
-from thesis_lib.methods.base import Prediction, parameter
+from thesis_lib.core import memory
+from thesis_lib.core.errors import ThesisError
+from thesis_lib.core.parameters import at_least, one_of, parameter, share
+from thesis_lib.core.seeds import mixed
+from thesis_lib.data.pictures import denormalise, evenly, normalise
+from thesis_lib.methods.base import Prediction
 from thesis_lib.methods.trained import Trained, held_out, standard
-from thesis_lib.pdn import CHANNELS, PDN, RIM
-from thesis_lib.weightfiles import torchvision
+from thesis_lib.networks import autoencoder, backbones, engines
+from thesis_lib.networks.pdn import CHANNELS, PDN, RIM
+from thesis_lib.networks.weightfiles import torchvision
+from thesis_lib.training import distillation, sources
 
 GREY = 0.3              # of the penalty's pictures lose their colours
 STRENGTH = 0.2          # a factor of 0.8 to 1.2 changes brightness, contrast or saturation
 MAPS = ("local", "global", "combined")
 
 
-class Nominal(NamedTuple):
+class TaughtPictures(NamedTuple):
     images: np.ndarray          # (N, 3, H, W)
     described: np.ndarray       # (N, C, h, w), by the teacher; the same at every step, so computed once
 
@@ -60,19 +66,14 @@ class EfficientAD(Trained):
     layers: ClassVar[tuple[int, ...]] = (1,)
     trunk: ClassVar[str] = "eager"
 
-    def __post_init__(self):
-        if self.backbone not in backbones.PDNS:
-            raise ValueError(f"backbone={self.backbone!r}: needs one of {', '.join(backbones.PDNS)}")
-        self._check_training()
-        engines.check(self.engine, self.calibration)
-        for name, least in (("steps", 1), ("rate", 0), ("decay", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)}: needs at least {least}")
-        for name in ("held_out", "hard"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: needs 0 up to less than 1")
+    def __post_init__(self) -> None:
+        one_of("backbone", self.backbone, backbones.PDNS)
+        super().__post_init__()
+        at_least(self, 1, "steps")
+        at_least(self, 0, "rate", "decay")
+        share(self, "held_out", "hard")
         if not 0 <= self.low < self.high <= 1:
-            raise ValueError(f"low={self.low}, high={self.high}: needs 0 <= low < high <= 1")
+            raise ThesisError(f"low={self.low}, high={self.high}: needs 0 <= low < high <= 1")
 
     def parameters(self, identity_only=False):
         found = super().parameters(identity_only)
@@ -98,18 +99,18 @@ class EfficientAD(Trained):
             found[name] = 0.1 * (heat - low) / (high - low)
         return found | {"combined": (found["local"] + found["global"]) / 2}
 
-    def gather(self, maps) -> Nominal:
+    def gather(self, maps) -> TaughtPictures:
         """All pictures and what the teacher says of them, in an unnamed file on disk."""
         def rows():
-            for images, features in zip(maps.images, maps.batches((1,)), strict=True):
+            for images, features in zip(maps.pictures(), maps.batches((1,)), strict=True):
                 self.side_ = autoencoder.check(images)
                 yield torch.cat([images.flatten(1), features[1].flatten(1)], dim=1)
 
         collected = memory.on_disk(rows())
         if len(collected) < 2:
-            raise ValueError(f"{len(collected)} training picture: one is held out, so it needs at least 2")
+            raise ThesisError(f"{len(collected)} training picture: one is held out, so it needs at least 2")
         pixels, grid = 3 * self.side_ ** 2, self.side_ // 4 - 2 * RIM
-        return Nominal(collected[:, :pixels].reshape(-1, 3, self.side_, self.side_),
+        return TaughtPictures(collected[:, :pixels].reshape(-1, 3, self.side_, self.side_),
                        collected[:, pixels:].reshape(-1, CHANNELS, grid, grid))
 
     def pictures(self, collected):
@@ -127,7 +128,7 @@ class EfficientAD(Trained):
         return [adam], [torch.optim.lr_scheduler.StepLR(adam, max(1, int(0.95 * steps)), 0.1)]
 
     def learn(self, collected):
-        self.backbone_.to(self.device)
+        self.backbone_.to(self.torch_device)
         try:
             super().learn(collected)
         finally:
@@ -138,7 +139,7 @@ class EfficientAD(Trained):
             self._take(self.course_.kept[self.course_.step])
         return self
 
-    def on(self, engine: str, collected: Nominal, seven_bits: bool | None = None) -> "EfficientAD":
+    def on(self, engine: str, collected: TaughtPictures, seven_bits: bool | None = None) -> "EfficientAD":
         """What has been learned, on fast or int8; seven_bits as in `engines.int8`.
 
         The ranges of int8 come from pictures that were trained on, its quantiles from its own maps of those held out:
@@ -151,7 +152,7 @@ class EfficientAD(Trained):
                                 free={name: {0: "B"} for name in ("images", *Outputs._fields)})
         trained, held = self.split(len(collected.images))
         if engine == "int8":
-            chosen = data.evenly(sorted(trained), self.calibration)
+            chosen = evenly(sorted(trained), self.calibration)
             model = engines.int8(model, f"int8, {self._what}", (self._image(collected, one) for one in chosen),
                                  seven_bits)
         other.graph_ = engines.Graph(model, self._what)
@@ -174,12 +175,12 @@ class EfficientAD(Trained):
     def losses(self, networks, constants, collected, step):
         trained, _ = self.split(len(collected.images))
         epoch, number = divmod(step, len(trained))
-        shuffle = torch.Generator().manual_seed(training.mixed(self.seed, epoch))
+        shuffle = torch.Generator().manual_seed(mixed(self.seed, epoch))
         order = torch.randperm(len(trained), generator=shuffle)
         image, described = self._taken(collected, [trained[order[number]]])
         changed, shown = augmented(image), [image]
         if self.penalty != "none":
-            shown.append(distillation.greyed(self._penalty[step], GREY).to(self.device))
+            shown.append(distillation.greyed(self._penalty[step], GREY).to(self.torch_device))
         shown = torch.cat([*shown, changed]).contiguous(memory_format=torch.channels_last)
         teacher = (self.backbone_(shown[-1:])[1].float() - constants["mean"]) / constants["std"]
         rebuilt = networks["autoencoder"](shown[-1:]).float()
@@ -205,9 +206,9 @@ class EfficientAD(Trained):
     def state(self):
         return super().state() | (engines.packed(self.graph_.model) if self.graph_ else {})
 
-    def restore(self, state, weights):
-        self.side_ = 32 * state["networks.autoencoder.narrow.weight"].shape[-1]
-        super().restore(state, weights)
+    def restore(self, state):
+        self.side_ = self.image_size_[0]
+        super().restore(state)
 
     def _take(self, state):
         super()._take(state)
@@ -222,19 +223,18 @@ class EfficientAD(Trained):
         maps = [torch.stack(several).cpu().numpy() for several in zip(*found, strict=True)]
         return {"quantiles": torch.tensor([np.quantile(heat, [self.low, self.high]).tolist() for heat in maps])}
 
-    def _image(self, collected: Nominal, number: int) -> torch.Tensor:
+    def _image(self, collected: TaughtPictures, number: int) -> torch.Tensor:
         image = torch.from_numpy(np.array(collected.images[number:number + 1]))
         memory.release(collected.images)
         return image
 
-    def _taken(self, collected: Nominal, numbers: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        taken = tuple(torch.from_numpy(np.array(values[numbers])).to(self.device) for values in collected)
+    def _taken(self, collected: TaughtPictures, numbers: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        taken = tuple(torch.from_numpy(np.array(values[numbers])).to(self.torch_device) for values in collected)
         memory.release(collected.images)                    # both lie in one file, gigabytes of it
         return taken
 
     def _outputs(self, images: torch.Tensor) -> Outputs:
-        if autoencoder.check(images) != self.side_:
-            raise ValueError(f"images of {images.shape[-1]} pixels: the autoencoder learned {self.side_}")
+        self.check_size(images)
         if self.graph_:
             return Outputs(*self.graph_(images))
         teacher = (self.backbone_(images)[1] - self.constants_["mean"]) / self.constants_["std"]
@@ -290,7 +290,7 @@ def augmented(image: torch.Tensor) -> torch.Tensor:
     change = (functional.adjust_brightness, functional.adjust_contrast,
               functional.adjust_saturation)[torch.randint(3, ()).item()]
     factor = 1 + STRENGTH * (2 * torch.rand(()).item() - 1)
-    return data.normalise(change(data.denormalise(image).clamp(0, 1), factor))
+    return normalise(change(denormalise(image).clamp(0, 1), factor))
 
 
 def _differences(outputs: Outputs) -> tuple[torch.Tensor, torch.Tensor]:

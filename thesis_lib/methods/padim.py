@@ -12,45 +12,37 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from thesis_lib import backbones, embedding, engines, memory
-from thesis_lib.embedding import Patches
-from thesis_lib.methods.base import Detector, Prediction, blur, parameter
-from thesis_lib.progress import track
+from thesis_lib.core import memory
+from thesis_lib.core.errors import ThesisError
+from thesis_lib.core.parameters import at_least, parameter
+from thesis_lib.core.progress import track
+from thesis_lib.methods.base import PatchDetector, Prediction, blur
+from thesis_lib.patches.embedding import Patches
 
 PANEL = 32              # rows of the factor kept together: what lies above the diagonal is stored only within them
 WORKSPACE = 0.25        # GB of float64 that one block of positions may take while learning
 
 
 @dataclass(kw_only=True)
-class PaDiM(Detector):
-    backbone: str = parameter("resnet18", "network: " + ", ".join(backbones.NAMES), features=True)
+class PaDiM(PatchDetector):
     layers: tuple[int, ...] = parameter((1, 2, 3), "levels whose feature maps are joined, 1 to 4", features=True)
-    weights: str = parameter("imagenet", "imagenet, bundled, random or a .safetensors file in torchvision's "
-                             "key names", features=True)
-    engine: str = parameter("eager", "what runs the network: eager (torch), fast (ONNX Runtime) or int8", features=True)
-    calibration: int = parameter(100, "training pictures, evenly spaced, that set the ranges of int8", features=True)
     embedding: str = parameter("identity", "identity, or pooling such as avg_k3_s2_p1: fewer positions, less memory",
                                features=True)
-    join: str = parameter("repeat", "how a deeper level reaches the finest grid: repeat or interpolate", features=True)
     channels: int | None = parameter(100, "channels kept, drawn by the seed; none keeps all, and nothing is random")
     eps: float = parameter(0.01, "added to the diagonal of every covariance")
     sigma: float = parameter(1.0, "positions of the Gaussian over the map before its maximum is the score; 0 for none")
     memory_limit_gb: float | None = parameter(None, "refuse above it; none is 3/4 of the memory", identity=False)
 
     name: ClassVar[str] = "padim"
-    shared: ClassVar[tuple[str, ...]] = ("extraction", "embedding")
 
-    def __post_init__(self):
-        self.layers = backbones.check(self.backbone, self.layers)
-        engines.check(self.engine, self.calibration)
-        embedding.parse(self.embedding, self.join)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.channels is not None and self.channels < 1:
-            raise ValueError(f"channels={self.channels}: needs at least 1, or none for all")
+            raise ThesisError(f"channels={self.channels}: needs at least 1, or none for all")
         if not self.eps > 0:
-            raise ValueError(f"eps={self.eps}: needs a number above 0; with fewer pictures than channels the "
+            raise ThesisError(f"eps={self.eps}: needs a number above 0; with fewer pictures than channels the "
                              "covariance has no inverse without it")
-        if not self.sigma >= 0:
-            raise ValueError(f"sigma={self.sigma}: needs 0 or more")
+        at_least(self, 0, "sigma")
 
     @property
     def seeded(self):
@@ -59,13 +51,13 @@ class PaDiM(Detector):
     @property
     def stages(self):
         factor = self._learned("factor_")
-        return {"extraction": self.backbone_, "embedding": embedding.parse(self.embedding, self.join),
+        return {"extraction": self.extract, "embedding": self.embed_of(),
                 "search": lambda patches: distances(self._deviations(patches), factor).unflatten(1, self.grid_),
                 "score": lambda heat: Prediction(blur(heat, self.sigma).flatten(1).amax(dim=1), heat)}
 
     def gather(self, maps) -> np.ndarray:
         """All channels of all positions (N, P, D) float32, in an unnamed file on disk, whatever the seed keeps."""
-        embed = embedding.parse(self.embedding, self.join)
+        embed = self.embed_of()
 
         def patches():
             for features in maps.batches(self.layers):
@@ -79,7 +71,7 @@ class PaDiM(Detector):
         """Mean and covariance of every position in float64, one block of positions after the other."""
         n, positions, total = collected.shape
         if n < 2:
-            raise ValueError(f"{n} training picture: a covariance needs at least 2")
+            raise ThesisError(f"{n} training picture: a covariance needs at least 2")
         d = self._check(positions, total)
         rng = np.random.default_rng(self.seed)
         self.channels_ = torch.from_numpy(np.sort(rng.choice(total, d, replace=False)))
@@ -100,27 +92,21 @@ class PaDiM(Detector):
     def state(self):
         self._learned("factor_")
         return {"channels": self.channels_, "mean": self.mean_, "grid": torch.tensor(self.grid_)} | {
-            f"factor.{number:03d}": panel for number, panel in enumerate(self.factor_)} | {
-            f"backbone.{key}": value for key, value in engines.state(self.backbone_).items()}
+            f"factor.{number:03d}": panel for number, panel in enumerate(self.factor_)}
 
-    def restore(self, state, weights):
-        trunk = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
-        self.backbone_ = engines.restore(self.backbone, self.layers, trunk, weights)
+    def restore(self, state):
         self.channels_, self.mean_, self.grid_ = state["channels"], state["mean"], tuple(state["grid"].tolist())
         self.factor_ = [state[key] for key in sorted(state) if key.startswith("factor.")]
 
     def _deviations(self, patches: Patches) -> torch.Tensor:
-        """y - mu, (B, P, d). Raises ValueError for pictures of another size than those of fit."""
-        if patches.grid != self.grid_:
-            raise ValueError(f"a grid of {patches.grid[0]}x{patches.grid[1]} positions; the Gaussians were learned on "
-                             f"{self.grid_[0]}x{self.grid_[1]}, so pictures must have the same size")
+        """y - mu, (B, P, d)."""
         return patches.vectors[..., self.channels_] - self.mean_
 
     def _check(self, positions: int, total: int) -> int:
         """Channels kept of all, or an error where there are fewer or their factors do not fit into memory."""
         d = total if self.channels is None else self.channels
         if d > total:
-            raise ValueError(f"channels={d}: layers {','.join(map(str, self.layers))} have {total}")
+            raise ThesisError(f"channels={d}: layers {','.join(map(str, self.layers))} have {total}")
         memory.check(factor_gb(positions, d) + WORKSPACE, self.memory_limit_gb,
                      f"Gaussians of {positions} positions and {d} channels", "use fewer channels, a pooling stride in "
                      "the embedding or a deeper first level")

@@ -11,32 +11,31 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from thesis_lib import backbones, coreset, embedding, engines, memory, scoring, search, selection, transforms
-from thesis_lib.methods.base import Detector, Prediction, one_of, parameter
+from thesis_lib.core import memory
+from thesis_lib.core.errors import ThesisError
+from thesis_lib.core.parameters import one_of, parameter
+from thesis_lib.methods.base import PatchDetector, Prediction
+from thesis_lib.networks.backbones import Features
+from thesis_lib.patches import coreset, embedding, scoring, search, selection, transforms
 
 
 @dataclass(kw_only=True)
-class PatchCore(Detector):
-    backbone: str = parameter("resnet18", "network: " + ", ".join(backbones.NAMES), features=True)
+class PatchCore(PatchDetector):
     layers: tuple[int, ...] | None = parameter(None, "levels whose feature maps are used, 1 to 4, e.g. 2,3; none: "
                                                "the network's usual one, 2 (of a PDN 1)", features=True)
-    weights: str = parameter("imagenet", "imagenet, bundled, random or a .safetensors file in torchvision's "
-                             "key names", features=True)
     tap: str = parameter("output", "what a level gives: output, preactivation (before its last ReLU; ResNet) or branch "
-                         "(inside its last block; ConvNeXt)", features=True)
+                         "(inside its last block; ConvNeXt)", features=True, neutral=True)
     activation: str = parameter("identity", "function of every feature map: " + ", ".join(transforms.ACTIVATIONS),
-                                features=True)
-    engine: str = parameter("eager", "what runs the network: eager (torch), fast (ONNX Runtime) or int8", features=True)
-    calibration: int = parameter(100, "training pictures, evenly spaced, that set the ranges of int8", features=True)
+                                features=True, neutral=True)
     embedding: str = parameter("avg_k3_s1_p1", "original_d1024, avg_k3_s1_p1, max_..., avgmax_..., adaptive_7 or "
                                "identity", features=True)
-    join: str = parameter("repeat", "how a deeper level reaches the finest grid: repeat or interpolate", features=True)
-    scaling: str = parameter("none", "of the embedding's channels: " + ", ".join(transforms.SCALINGS), features=True)
+    scaling: str = parameter("none", "of the embedding's channels: " + ", ".join(transforms.SCALINGS), features=True,
+                             neutral=True)
     entropy_base: float = parameter(2.0, "of the logarithm in normalise_weight: 2 in the thesis' text, 2.718281828 in "
                                     "its code", features=True)
     bank: int | str = parameter(1000, "rows of the memory bank, 1000 or 1%")
     coreset: str = parameter("greedy", "how they are chosen: greedy or random")
-    projection: int | None = parameter(None, "dimensions of the random projection before greedy, or none")
+    projection: int | None = parameter(None, "dimensions of the random projection before greedy, or none", neutral=True)
     search: str = parameter("auto", "engine: " + ", ".join(search.ENGINES))
     distance: str = parameter("l2", "l2 or l2_squared")
     score: str = parameter("max", "rule: " + ", ".join(scoring.RULES))
@@ -45,16 +44,13 @@ class PatchCore(Detector):
     memory_limit_gb: float | None = parameter(None, "refuse above it; none is 3/4 of the memory", identity=False)
 
     name: ClassVar[str] = "patchcore"
-    shared: ClassVar[tuple[str, ...]] = ("extraction", "embedding")
 
-    def __post_init__(self):
-        self.layers = backbones.check(self.backbone, self.layers, self.tap)
-        engines.check(self.engine, self.calibration)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         one_of("activation", self.activation, transforms.ACTIVATIONS)
         one_of("scaling", self.scaling, transforms.SCALINGS)
         if not self.entropy_base > 1:
-            raise ValueError(f"entropy_base={self.entropy_base}: needs a number above 1")
-        embedding.parse(self.embedding, self.join)
+            raise ThesisError(f"entropy_base={self.entropy_base}: needs a number above 1")
         coreset.size(self.bank, 10**12)
         if str(self.bank).strip().isdigit():    # "1000" and 1000 are one configuration
             self.bank = int(self.bank)
@@ -64,9 +60,9 @@ class PatchCore(Detector):
         one_of("score", self.score, scoring.RULES)
         for name in ("projection", "search_threads"):
             if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name}={value}: needs at least 1, or none")
+                raise ThesisError(f"{name}={value}: needs at least 1, or none")
         if scoring.RULES[self.score].weighted and (self.distance != "l2" or self.neighbours < 2):
-            raise ValueError(f"score={self.score}: needs distance=l2 and neighbours from 2 on (with 1 the weight is 0 "
+            raise ThesisError(f"score={self.score}: needs distance=l2 and neighbours from 2 on (with 1 the weight is 0 "
                              f"everywhere), not distance={self.distance}, neighbours={self.neighbours}")
 
     @property
@@ -92,7 +88,7 @@ class PatchCore(Detector):
 
             return Prediction(rule.score(found, finder, self.neighbours), located if bounded else located())
 
-        return {"extraction": self.backbone_, "embedding": self._embedding(self.scaling_),
+        return {"extraction": self.extract, "embedding": self._embedding(self.scaling_),
                 "search": bound if bounded else find, "score": score}
 
     @property
@@ -134,21 +130,18 @@ class PatchCore(Detector):
         self._learned("bank_")
         scaling = {} if self.scaling_ is None else {"scaling.shift": self.scaling_.shift,
                                                     "scaling.factor": self.scaling_.factor}
-        return {"bank": self.bank_} | scaling | {f"backbone.{key}": value for key, value in
-                                                 engines.state(self.backbone_).items()}
+        return {"bank": self.bank_} | scaling
 
-    def restore(self, state, weights):
-        trunk = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
-        self.backbone_ = engines.restore(self.backbone, self.layers, trunk, weights, self.tap)
+    def restore(self, state):
         self.scaling_ = None if self.scaling == "none" else transforms.Scaling(state["scaling.shift"],
                                                                               state["scaling.factor"])
         self._set_bank(state["bank"])
 
     def _embedding(self, scaling: transforms.Scaling | None = None):
         """Feature maps -> Patches: activation, pooling, scaling of the channels."""
-        embed, activate = embedding.parse(self.embedding, self.join), transforms.ACTIVATIONS[self.activation]
+        embed, activate = self.embed_of(), transforms.ACTIVATIONS[self.activation]
 
-        def patches(features: embedding.Features) -> embedding.Patches:
+        def patches(features: Features) -> embedding.Patches:
             found = embed({level: activate(x) for level, x in features.items()})
             return found if scaling is None else found._replace(vectors=scaling(found.vectors))
 

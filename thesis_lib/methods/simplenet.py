@@ -14,25 +14,21 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from thesis_lib import backbones, embedding, engines, memory
-from thesis_lib.methods.base import Prediction, parameter
+from thesis_lib.core import memory
+from thesis_lib.core.parameters import above, at_least, parameter
+from thesis_lib.methods.base import PatchDetector, Prediction
 from thesis_lib.methods.trained import Trained
+from thesis_lib.patches import embedding
 
 SLOPE = 0.2             # of the leaky ReLU
 DECAY = 1e-5            # of the discriminator's weights; the adaptor has AdamW's own
 
 
 @dataclass(kw_only=True)
-class SimpleNet(Trained):
-    backbone: str = parameter("resnet18", "network: " + ", ".join(backbones.NAMES), features=True)
+class SimpleNet(Trained, PatchDetector):
     layers: tuple[int, ...] = parameter((2, 3), "levels whose feature maps are used, 1 to 4, e.g. 2,3", features=True)
-    weights: str = parameter("imagenet", "imagenet, bundled, random or a .safetensors file in torchvision's "
-                             "key names", features=True)
-    engine: str = parameter("eager", "what runs the network: eager (torch), fast (ONNX Runtime) or int8", features=True)
-    calibration: int = parameter(100, "training pictures, evenly spaced, that set the ranges of int8", features=True)
     embedding: str = parameter("avg_k3_s1_p1", "original_d1536, avg_k3_s1_p1, max_..., avgmax_..., adaptive_7 or "
                                "identity", features=True)
-    join: str = parameter("repeat", "how a deeper level reaches the finest grid: repeat or interpolate", features=True)
     hidden: int = parameter(1024, "width of the discriminator's inner layer")
     noise: float = parameter(0.015, "sigma of the Gaussian noise on adapted vectors that makes pseudo-anomalies")
     margin: float = parameter(0.5, "th+ = margin and th- = -margin: D beyond them costs nothing")
@@ -43,19 +39,11 @@ class SimpleNet(Trained):
     discriminator_rate: float = parameter(2e-4, "learning rate of the discriminator (Adam)")
 
     name: ClassVar[str] = "simplenet"
-    shared: ClassVar[tuple[str, ...]] = ("extraction", "embedding")
 
-    def __post_init__(self):
-        self.layers = backbones.check(self.backbone, self.layers)
-        engines.check(self.engine, self.calibration)
-        embedding.parse(self.embedding, self.join)
-        self._check_training()
-        for name in ("hidden", "epochs", "passes", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: needs at least 1")
-        for name in ("noise", "margin", "adaptor_rate", "discriminator_rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)}: needs a number above 0")
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, 1, "hidden", "epochs", "passes", "batch")
+        above(self, 0, "noise", "margin", "adaptor_rate", "discriminator_rate")
 
     @property
     def stages(self):
@@ -65,16 +53,16 @@ class SimpleNet(Trained):
             inner = F.leaky_relu(F.linear(patches.vectors.flatten(0, 1), weight, bias), SLOPE, inplace=True)
             return -(inner @ last).view(-1, *patches.grid)                          # -D (B, h, w)
 
-        return {"extraction": self.backbone_, "embedding": embedding.parse(self.embedding, self.join),
+        return {"extraction": self.extract, "embedding": self.embed_of(),
                 "search": search, "score": lambda heat: Prediction(heat.flatten(1).amax(dim=1), heat)}
 
     def gather(self, maps) -> np.ndarray:
         """Patches of all pictures (N, P, D) float32, in an unnamed file on disk: the network runs only once."""
-        embed = embedding.parse(self.embedding, self.join)
+        embed = self.embed_of()
         return memory.on_disk(embed(features).vectors for features in maps.batches(self.layers))
 
     def architecture(self):
-        d = embedding.parse(self.embedding, self.join).width(self.backbone_.channels)
+        d = self.embed_of().width(self.backbone_.channels)
         # The batch norm takes any bias in front of it away again; Adam would turn its gradient, rounding alone, into
         # full steps. The official code has both, the paper's adaptor has none.
         networks = nn.ModuleDict({
@@ -96,7 +84,7 @@ class SimpleNet(Trained):
 
     def losses(self, networks, constants, collected, step):
         chosen = pictures_of(step, len(collected), self.batch, self.seed)
-        patches = torch.from_numpy(collected[chosen]).to(self.device).flatten(0, 1)     # (b*P, D)
+        patches = torch.from_numpy(collected[chosen]).to(self.torch_device).flatten(0, 1)     # (b*P, D)
         memory.release(collected)
         adapted = networks["adaptor"](patches).float()          # bfloat16 would round away noise as small as this
         pseudo = adapted + self.noise * torch.randn_like(adapted)

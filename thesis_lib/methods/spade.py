@@ -12,13 +12,18 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import torch
 
-from thesis_lib import backbones, embedding, engines, memory, search
-from thesis_lib.embedding import Features, Patches
-from thesis_lib.methods.base import Detector, Prediction, one_of, parameter
-from thesis_lib.search import Search
+from thesis_lib.core import memory
+from thesis_lib.core.errors import ThesisError
+from thesis_lib.core.parameters import one_of, parameter
+from thesis_lib.methods.base import PatchDetector, Prediction
+from thesis_lib.networks import backbones
+from thesis_lib.networks.backbones import Features
+from thesis_lib.patches import search
+from thesis_lib.patches.embedding import Patches
+from thesis_lib.patches.search import Search
 
 
-class Pooled(NamedTuple):
+class Described(NamedTuple):
     vectors: torch.Tensor           # (B, C) mean over all positions of one level
     features: Features
 
@@ -30,15 +35,10 @@ class Retrieved(NamedTuple):
 
 
 @dataclass(kw_only=True)
-class SPADE(Detector):
-    backbone: str = parameter("resnet18", "network: " + ", ".join(backbones.NAMES), features=True)
+class SPADE(PatchDetector):
     layers: tuple[int, ...] = parameter((1, 2, 3), "levels of the pixel stage, 1 to 4", features=True)
     pooled: int | None = parameter(None, "level whose pooled vector gives the image score, 4 in the paper; none is the "
                                    "deepest of layers", features=True)
-    weights: str = parameter("imagenet", "imagenet, bundled, random or a .safetensors file in torchvision's "
-                             "key names", features=True)
-    engine: str = parameter("eager", "what runs the network: eager (torch), fast (ONNX Runtime) or int8", features=True)
-    calibration: int = parameter(100, "training pictures, evenly spaced, that set the ranges of int8", features=True)
     k: int = parameter(50, "K nearest training pictures: mean distance is the image score, patches are the gallery")
     kappa: int = parameter(1, "nearest patches of the gallery whose mean distance is the map")
     distance: str = parameter("l2_squared", "l2_squared as in the paper, or l2; of both stages")
@@ -49,25 +49,22 @@ class SPADE(Detector):
     search_threads: int | None = parameter(None, "threads of the search, none leaves its own", identity=False)
 
     name: ClassVar[str] = "spade"
-    shared: ClassVar[tuple[str, ...]] = ("extraction", "embedding")
     seeded: ClassVar[bool] = False
 
-    def __post_init__(self):
-        self.layers = backbones.check(self.backbone, self.layers)
-        engines.check(self.engine, self.calibration)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.pooled = max(self.layers) if self.pooled is None else backbones.check(self.backbone, (self.pooled,))[0]
-        embedding.parse(self.embedding, self.join)
         one_of("search", self.search, search.ENGINES)
         one_of("distance", self.distance, search.DISTANCES)
         for name in ("k", "kappa", "search_threads"):
             if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name}={value}: needs at least 1")
+                raise ThesisError(f"{name}={value}: needs at least 1")
 
     @property
     def stages(self):
         finder = self._learned("search_")
 
-        def retrieve(pooled: Pooled) -> Retrieved:
+        def retrieve(pooled: Described) -> Retrieved:
             return Retrieved(*finder.query(pooled.vectors, self.k), pooled.features)
 
         def score(found: Retrieved) -> Prediction:
@@ -88,13 +85,13 @@ class SPADE(Detector):
                      for picture in nearest]                                        # K times (P, kappa)
             best = torch.cat(found, dim=1)
             if self.kappa > best.shape[1]:
-                raise ValueError(f"kappa={self.kappa}: the gallery of k={self.k} pictures has {best.shape[1]} patches")
+                raise ThesisError(f"kappa={self.kappa}: the gallery of k={self.k} pictures has {best.shape[1]} patches")
             maps.append(best.topk(self.kappa, dim=1, largest=False).values.mean(dim=1).unflatten(0, grid))
         return torch.stack(maps)
 
     def patches(self, features: Features) -> Patches:
         """Patches of the pixel stage (B, P, D) from the feature maps of a batch."""
-        return embedding.parse(self.embedding, self.join)({level: features[level] for level in self.layers})
+        return self.embed_of()({level: features[level] for level in self.layers})
 
     @property
     def levels(self):
@@ -113,7 +110,7 @@ class SPADE(Detector):
 
     def learn(self, collected):
         if self.k > len(collected):
-            raise ValueError(f"k={self.k}: needs 1 to {len(collected)}, the training pictures")
+            raise ThesisError(f"k={self.k}: needs 1 to {len(collected)}, the training pictures")
         self.pictures_ = collected                                                  # (N, F)
         width = self.backbone_.channels[self.pooled]
         self.search_ = self._engine().fit(torch.from_numpy(np.array(collected[:, :width])))
@@ -122,20 +119,17 @@ class SPADE(Detector):
     def state(self):
         self._learned("search_")
         return {"pictures": torch.from_numpy(np.array(self.pictures_)),
-                "shapes": torch.tensor([self.shapes_[level] for level in self.layers])} | {
-            f"backbone.{key}": value for key, value in engines.state(self.backbone_).items()}
+                "shapes": torch.tensor([self.shapes_[level] for level in self.layers])}
 
-    def restore(self, state, weights):
-        trunk = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
-        self.backbone_ = engines.restore(self.backbone, self.levels, trunk, weights)
+    def restore(self, state):
         self.shapes_ = dict(zip(self.layers, map(tuple, state["shapes"].tolist()), strict=True))
         self.learn(state["pictures"].numpy())
 
     def _engine(self) -> Search:
         return search.ENGINES[self.search](self.distance, self.search_threads)
 
-    def _pool(self, features: Features) -> Pooled:
-        return Pooled(features[self.pooled].mean(dim=(2, 3)), features)
+    def _pool(self, features: Features) -> Described:
+        return Described(features[self.pooled].mean(dim=(2, 3)), features)
 
     def _stored(self, picture: int) -> Features:
         """Feature maps {level: (1, C, h, w)} of one training picture."""

@@ -5,7 +5,6 @@ by the evaluation, from the states that were kept on the way.
 """
 
 import copy
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,9 +14,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from thesis_lib import backbones, engines, memory, paths, training
-from thesis_lib.methods.base import Detector, parameter
+from thesis_lib.core import files, identity, memory, paths
+from thesis_lib.core.parameters import at_least, one_of, parameter
+from thesis_lib.methods.base import Detector
+from thesis_lib.networks import backbones
+from thesis_lib.networks.torch_setup import check_torch_device, has_bfloat16
+from thesis_lib.training import descent
 
+# What a step runs through, and what it learns from; states on the way depend on `calibrate`, too.
+STEPS = ("train", "gather", "pictures", "architecture", "optimizers", "steps_of", "prepare", "losses", "calibrate")
 PRECISIONS = ("float32", "bfloat16", "auto")
 PRECISION_HELP = "of the training: float32, bfloat16, or auto: bfloat16 where the processor has units for it"
 
@@ -33,8 +38,15 @@ class Trained(Detector):
     resume: bool = parameter(True, "go on from the checkpoint of the same training, or take it over if it has ended",
                              identity=False)
     checkpoint_s: float = parameter(60.0, "seconds between two checkpoints", identity=False)
-    device: str = parameter("cpu", "where the training runs: cpu or cuda", identity=False)
+    torch_device: str = parameter("cpu", "where the training runs: cpu or cuda", neutral=True)
     precision: str = parameter("float32", PRECISION_HELP)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, 1, "snapshots")
+        one_of("precision", self.precision, PRECISIONS)
+        if self.precision == "auto":        # what a row names is what was used
+            self.precision = "bfloat16" if has_bfloat16(self.torch_device) else "float32"
 
     def architecture(self) -> nn.ModuleDict:
         """The networks that are trained, freshly initialised; depends on the parameters and `backbone_` alone."""
@@ -54,8 +66,9 @@ class Trained(Detector):
 
     def recipe(self) -> dict:
         """The parameters that tell one training from another."""
-        found = self.parameters(identity_only=True)
+        found = self.deciding()
         del found["weights"]                        # the path of a file; its hash is in the record
+        found.pop("torch_device", None)             # a condition of its steps
         return found
 
     def pictures(self, collected: Any) -> np.ndarray:
@@ -71,22 +84,30 @@ class Trained(Detector):
         return {}
 
     def learn(self, collected):
-        training.check_device(self.device)
+        self.course_ = self.train(collected)
+        self._take(self.course_.kept[self.course_.step])
+        return self
+
+    def train(self, collected: Any) -> descent.Course:
+        """The whole training, from a checkpoint where there is one; its networks are the last of the states kept."""
+        check_torch_device(self.torch_device)
         steps = self.steps_of(collected)
         keep = sorted({round(steps * share) for share in np.linspace(0, 1, self.snapshots + 1)[1:]})
         subject = {"method": self.name, "parameters": self.recipe(), "keep": keep,
-                   "weights": self.backbone_.weights, "nominal": fingerprint(self.pictures(collected))}
-        checkpoint = paths.checkpoints() / f"{self.name}-{fingerprint(json.dumps(subject, sort_keys=True))}.checkpoint"
+                   "weights": self.backbone_.weights, "nominal": files.digest(self.pictures(collected))[:16]}
+        recipe = files.digest(json.dumps(subject, sort_keys=True))[:16]
+        checkpoint = paths.checkpoints() / f"{self.name}-{recipe}.checkpoint"
         if not self.resume:
             checkpoint.unlink(missing_ok=True)
         with torch.random.fork_rng(devices=[]):     # PyTorch initialises from the global generator
             torch.manual_seed(self.seed)
-            networks = self.architecture().to(self.device).train()
+            networks = self.architecture().to(self.torch_device).train()
         with torch.no_grad():
-            constants = {name: value.to(self.device) for name, value in self.prepare(collected).items()}
+            constants = {name: value.to(self.torch_device) for name, value in self.prepare(collected).items()}
 
         def losses(step: int) -> dict:
-            with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            with torch.autocast(torch.device(self.torch_device).type, torch.bfloat16,
+                                enabled=self.precision == "bfloat16"):
                 return self.losses(networks, constants, collected, step)
 
         @torch.no_grad()
@@ -98,12 +119,10 @@ class Trained(Detector):
             return state | {f"constants.{key}": value.cpu() for key, value in found.items()}
 
         optimizers, schedules = self.optimizers(networks, steps)
-        self.course_ = training.descend(
+        return descent.descend(
             networks, optimizers, losses, schedules=schedules, steps=steps, seed=self.seed, checkpoint=checkpoint,
-            subject=subject, keep=keep, snapshot=snapshot,
-            every_s=self.checkpoint_s, device=self.device, what=f"{self.name}, seed {self.seed}")
-        self._take(self.course_.kept[steps])
-        return self
+            subject=subject, code=self.code(), keep=keep, snapshot=snapshot, every_s=self.checkpoint_s,
+            torch_device=self.torch_device, what=f"{self.name}, seed {self.seed}")
 
     def at(self, step: int) -> "Trained":
         """The detector as it was after this step, one of `course_.kept`."""
@@ -114,13 +133,14 @@ class Trained(Detector):
     def state(self):
         networks = self._learned("networks_")
         return {f"networks.{key}": value for key, value in networks.state_dict().items()} | {
-            f"constants.{key}": value for key, value in self.constants_.items()} | {
-            f"backbone.{key}": value for key, value in engines.state(self.backbone_).items()}
+            f"constants.{key}": value for key, value in self.constants_.items()}
 
-    def restore(self, state, weights):
-        trunk = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
-        self.backbone_ = engines.restore(self.backbone, self.levels, trunk, weights, self.tap)
+    def restore(self, state):
         self._take(state)
+
+    def code(self) -> dict[str, str]:
+        """Module -> hash of what the steps of the training run through, as `descend` wants it."""
+        return identity.steps(type(self), STEPS) | identity.code(backbones.__name__)
 
     def _take(self, state: dict[str, torch.Tensor]) -> None:
         with torch.random.fork_rng(devices=[]):
@@ -130,16 +150,6 @@ class Trained(Detector):
         self.networks_.eval().requires_grad_(False)
         self.constants_ = {key.removeprefix("constants."): value for key, value in state.items()
                            if key.startswith("constants.")}
-
-    def _check_training(self) -> None:
-        """ValueError for a parameter of this class that cannot be."""
-        backbones.check(self.backbone, self.levels, self.tap)
-        if self.snapshots < 1:
-            raise ValueError(f"snapshots={self.snapshots}: needs at least 1, the last state")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision={self.precision!r}: needs one of {', '.join(PRECISIONS)}")
-        if self.precision == "auto":        # what a row names is what was used
-            self.precision = "bfloat16" if training.has_bfloat16(self.device) else "float32"
 
 
 def held_out(order: Sequence[int], share: float) -> tuple[list[int], list[int]]:
@@ -159,8 +169,3 @@ def standard(described: np.ndarray, numbers: Sequence[int]) -> dict[str, torch.T
     std = (squares / len(numbers) - mean.square()).clamp(min=1e-12).sqrt()
     return {"mean": mean.float()[:, None, None], "std": std.float()[:, None, None]}
 
-
-def fingerprint(content: str | np.ndarray) -> str:
-    """First digits of the SHA-256 of a text or of all numbers of an array."""
-    return hashlib.sha256(content.encode() if isinstance(content, str) else np.ascontiguousarray(content)
-                          ).hexdigest()[:16]

@@ -15,13 +15,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from thesis_lib import backbones, memory, patchnets, sources, teachers, training
-from thesis_lib.methods.base import Prediction, parameter
+from thesis_lib.core import memory
+from thesis_lib.core.errors import ThesisError
+from thesis_lib.core.parameters import above, at_least, parameter, share
+from thesis_lib.methods.base import Prediction
 from thesis_lib.methods.trained import PRECISION_HELP, Trained, held_out, standard
-from thesis_lib.patchnets import PatchNetwork
+from thesis_lib.networks import backbones, patchnets
+from thesis_lib.networks.patchnets import PatchNetwork
+from thesis_lib.networks.torch_setup import check_torch_device
+from thesis_lib.training import sources, teachers
 
 
-class Nominal(NamedTuple):
+class TaughtPatches(NamedTuple):
     images: np.ndarray                  # (N, 3, H, W)
     described: np.ndarray               # (N, L * d, h, w), by the teachers
 
@@ -31,8 +36,6 @@ class UninformedStudents(Trained):
     backbone: str = parameter("resnet18", "network that the teachers are distilled from: "
                               + ", ".join(backbones.RESNETS), features=True)
     layers: tuple[int, ...] = parameter((4,), "its level whose mean over a patch they learn", features=True)
-    weights: str = parameter("imagenet", "imagenet, bundled, random or a .safetensors file in torchvision's "
-                             "key names", features=True)
     engine: str = parameter("eager", "what runs the networks: eager (torch)")
     patch_sizes: tuple[int, ...] = parameter((17, 33, 65), "p of each teacher and its students", features=True)
     channels: int = parameter(128, "d, length of a descriptor; inner layers have d or 2 d", features=True)
@@ -55,28 +58,20 @@ class UninformedStudents(Trained):
     name: ClassVar[str] = "uninformed_students"
     calibration: ClassVar[int] = 1
 
-    def __post_init__(self):
-        self.layers = backbones.check(self.backbone, self.layers)
-        self._check_training()
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.backbone not in backbones.RESNETS or len(self.layers) != 1:
-            raise ValueError(f"backbone={self.backbone!r}, layers={self.layers}: needs one level of one of "
+            raise ThesisError(f"backbone={self.backbone!r}, layers={self.layers}: needs one level of one of "
                              f"{', '.join(backbones.RESNETS)}")
         if self.engine != "eager":
-            raise ValueError(f"engine={self.engine!r}: uninformed_students runs on eager only")
+            raise ThesisError(f"engine={self.engine!r}: uninformed_students runs on eager only")
         self.patch_sizes = tuple(sorted(set(self.patch_sizes)))
         if not self.patch_sizes or set(self.patch_sizes) - set(patchnets.LAYERS):
-            raise ValueError(f"patch_sizes={self.patch_sizes}: needs some of {', '.join(map(str, patchnets.LAYERS))}")
-        for name in ("channels", "stride", "teacher_steps", "teacher_batch", "students", "epochs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: needs at least 1")
-        for name in ("teacher_rate", "rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)}: needs a number above 0")
-        for name in ("compactness", "metric", "decay"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}={getattr(self, name)}: needs 0 or more")
-        if not 0 <= self.held_out < 1:
-            raise ValueError(f"held_out={self.held_out}: needs 0 up to less than 1")
+            raise ThesisError(f"patch_sizes={self.patch_sizes}: needs some of {', '.join(map(str, patchnets.LAYERS))}")
+        at_least(self, 1, "channels", "stride", "teacher_steps", "teacher_batch", "students", "epochs")
+        above(self, 0, "teacher_rate", "rate")
+        at_least(self, 0, "compactness", "metric", "decay")
+        share(self, "held_out")
 
     def parameters(self, identity_only=False):
         found = super().parameters(identity_only)
@@ -89,29 +84,30 @@ class UninformedStudents(Trained):
         networks, constants = self._learned("networks_"), self.constants_
 
         def outputs(images: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+            self.check_size(images)
             described = torch.cat([describe(networks[f"teacher{p}"], images, self.stride) for p in self.patch_sizes], 1)
             return self._compared(networks, constants, images, described)
 
         return {"extraction": outputs, "score": lambda maps: self._score(maps, constants["moments"])}
 
-    def gather(self, maps) -> Nominal:
+    def gather(self, maps) -> TaughtPatches:
         """All pictures, and what the teachers say of them, on disk; teachers that are not at hand are distilled."""
-        training.check_device(self.device)
-        images = memory.on_disk(iter(maps.images))
+        check_torch_device(self.torch_device)
+        images = memory.on_disk(maps.pictures())
         if len(images) < 2:
-            raise ValueError(f"{len(images)} training picture: one is held out, so it needs at least 2")
+            raise ThesisError(f"{len(images)} training picture: one is held out, so it needs at least 2")
         if min(images.shape[2:]) < max(self.patch_sizes):
-            raise ValueError(f"images of {images.shape[2]}x{images.shape[3]} pixels: patch_sizes={self.patch_sizes} "
+            raise ThesisError(f"images of {images.shape[2]}x{images.shape[3]} pixels: patch_sizes={self.patch_sizes} "
                              "do not fit into them")
         self.teachers_ = nn.ModuleDict({f"teacher{p}": self._teacher(p, images) for p in self.patch_sizes})
 
         @torch.no_grad()
         def described():
             for index in range(len(images)):
-                image = torch.from_numpy(np.array(images[index:index + 1])).to(self.device)
+                image = torch.from_numpy(np.array(images[index:index + 1])).to(self.torch_device)
                 yield torch.cat([describe(teacher, image, self.stride) for teacher in self.teachers_.values()], 1).cpu()
 
-        collected = Nominal(images, memory.on_disk(described()))
+        collected = TaughtPatches(images, memory.on_disk(described()))
         self.teachers_.to("cpu")
         return collected
 
@@ -164,8 +160,8 @@ class UninformedStudents(Trained):
             moments.append(torch.stack([values.mean(1), values.std(1).clamp(min=1e-12)], dim=1))
         return {"moments": torch.stack(moments).float()}
 
-    def _taken(self, collected: Nominal, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return tuple(torch.from_numpy(np.array(values[index:index + 1])).to(self.device) for values in collected)
+    def _taken(self, collected: TaughtPatches, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return tuple(torch.from_numpy(np.array(values[index:index + 1])).to(self.torch_device) for values in collected)
 
     def _compared(self, networks, constants, images, described) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Regression error e and predictive variance v, (B, h, w) each, for every p."""
@@ -184,13 +180,13 @@ class UninformedStudents(Trained):
 
     def _teacher(self, p: int, images: np.ndarray) -> PatchNetwork:
         count = -(-self.teacher_batch // teachers.PATCHES)
-        source = (teachers.Pictures(images, count, self.teacher_seed) if self.source == "nominal"
+        source = (teachers.NominalSource(images, count, self.teacher_seed) if self.source == "nominal"
                   else sources.parse(self.source, 4 * p, count, self.teacher_seed))
         lesson = teachers.Lesson(
             p=p, channels=self.channels, steps=self.teacher_steps, batch=self.teacher_batch, rate=self.teacher_rate,
             decay=self.decay, compactness=self.compactness, metric=self.metric, precision=self.precision,
             seed=self.teacher_seed)
-        return teachers.teach(lesson, self.backbone_, source, self.checkpoint_s, self.device)
+        return teachers.teach(lesson, self.backbone_, source, self.checkpoint_s, self.torch_device)
 
 
 def describe(network: PatchNetwork, images: torch.Tensor, stride: int) -> torch.Tensor:

@@ -1,0 +1,387 @@
+"""The command line: exit codes, one line per error, one JSON object for programs."""
+
+import argparse
+import dataclasses
+import json
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+from thesis_lib import data
+from thesis_lib.batch import run
+from thesis_lib.commands import doctor, main, methods
+from thesis_lib.core import paths
+from thesis_lib.data import synthetic
+from thesis_lib.evaluation import scores
+from thesis_lib.methods import METHODS, PatchCore
+
+pytestmark = pytest.mark.usefixtures("networks_built_once")
+
+TINY = ("--weights", "random", "--layers", "1", "--image-size", "64", "--bank", "20")
+
+
+def commands(parser, *words):
+    """Every command and subcommand as its words, () for the program itself."""
+    found = [words]
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for word, sub in action.choices.items():
+                found += commands(sub, *words, word)
+    return found
+
+
+@pytest.fixture
+def thesis(capsys):
+    """thesis("evaluate", ...) -> exit code, lines of stdout, lines of stderr; argparse exits with one."""
+    def run(*arguments):
+        capsys.readouterr()
+        try:
+            code = main.main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            code = stop.code
+        out, err = capsys.readouterr()
+        return code, out.splitlines(), err.splitlines()
+    return run
+
+
+@pytest.fixture
+def evaluate(thesis, make_category):
+    """evaluate(options...) of PatchCore on the category pad, one seed."""
+    root = make_category()
+
+    def run(*options, command="evaluate"):
+        count = ("--seeds", 1) if command == "evaluate" else ("--warmup", 0, "--repeats", 1, "--pictures", 1)
+        return thesis(command, "patchcore", "--data", root, "--category", "pad", *TINY, *count, *options)
+    return run
+
+
+@pytest.mark.parametrize("command", commands(main.parser()), ids=" ".join)
+def test_help_of_everything(thesis, command):
+    code, out, err = thesis(*command, "--help")
+    assert (code, err) == (0, [])
+    assert out[0].startswith("usage: ")
+
+
+@pytest.mark.parametrize("command", ["evaluate", "time"])
+def test_every_parameter_is_an_option_with_its_default(thesis, command):
+    for method, kind in METHODS.items():
+        given = vars(main.parser().parse_args([command, method, "--data", "x", "--category", "y"]))
+        defaults = {field.name: field.default for field in dataclasses.fields(kind)} | vars(data.Preprocess())
+        defaults.pop("seed")
+        assert {name: given[name] for name in defaults} == defaults
+        text = "\n".join(thesis(command, method, "--help")[1])
+        assert not [name for name in defaults if f"--{name.replace('_', '-')} " not in text]
+        assert f"(default: {defaults['backbone']})" in text
+
+
+def test_json_is_one_object_on_the_last_line(evaluate, pad, small):
+    code, out, err = evaluate("--json", "--seeds", 2)
+    answer = json.loads(out[-1])
+    assert (code, err) == (0, [])
+    rows = scores.evaluate(PatchCore(weights="random", layers=(1,), bank=20), pad, small, seeds=2)
+    assert answer["per_seed"] == rows["image_auroc"].tolist()
+    assert answer["rows"] == rows["id"].tolist(), "the same configuration, so the stored rows"
+    assert answer["image_auroc"] == pytest.approx(rows["image_auroc"].mean())
+    assert answer["pixel_auroc"] == pytest.approx(rows["pixel_auroc"].mean())
+    assert answer["pro"] == pytest.approx(rows["pro"].mean())
+    assert answer["sd"] == pytest.approx(rows["image_auroc"].std(), abs=1e-9)
+    assert answer["low"] <= answer["image_auroc"] <= answer["high"] <= 1
+    facts = {"method": "patchcore", "category": "pad", "weights": "random", "seeds": 2, "n_train": 4,
+             "n_test": 6}
+    assert {key: answer[key] for key in facts} == facts
+
+
+def test_json_has_null_where_there_is_no_number(thesis, make_category):
+    where = ("--data", make_category(masks=False), "--category", "pad")
+    code, out, _ = thesis("evaluate", "patchcore", *where, *TINY, "--seeds", 1, "--json")
+    answer = json.loads(out[-1], parse_constant=pytest.fail)
+    assert code == 0
+    assert answer["pixel_auroc"] is answer["pro"] is answer["sd"] is None
+    assert any("n/a, not every anomalous picture has a mask" in line for line in out)
+
+
+def test_random_weights_are_labelled(evaluate):
+    assert any("weights random (untrained: no statement about the method)" in line for line in evaluate()[1])
+
+
+def test_evaluate_can_time_as_well(evaluate):
+    _, out, _ = evaluate("--pictures", 1, "--json")
+    answer = json.loads(out[-1])
+    assert answer["total_ms"] == pytest.approx(sum(answer["stage_ms"].values()))
+
+
+def test_time_says_stages_and_protocol(evaluate):
+    code, out, _ = evaluate("--json", "--batch-size", 2, "--threads", 1, "--seed", 3, command="time")
+    answer = json.loads(out[-1])
+    assert code == 0
+    assert list(answer["stage_ms"]) == ["extraction", "embedding", "search", "score"]
+    facts = {"batch_size": 2, "threads": 1, "seed": 3}
+    assert {key: answer[key] for key in facts} == facts
+    assert answer["protocol"]["repeats"] == 1
+    assert "raw_s" not in answer
+    assert out[0].startswith("pad: ")
+    assert "1 threads" in out[0]
+
+
+def test_options_reach_detector_and_preprocessing(evaluate, monkeypatch):
+    seen = []
+    monkeypatch.setattr(scores, "evaluate", lambda *args, **kwargs: seen.append((*args, kwargs)) or 1 / 0)
+    options = ("--layers", "1,2", "--bank", "1%", "--projection", "16", "--search", "cdist", "--score",
+               "reweighted", "--neighbours", 4, "--image-size", 96, "--crop", 64, "--resize", "short_side",
+               "--interpolation", "lanczos", "--batch-size", 3, "--train-pictures", 2, "--test-pictures", 4,
+               "--force")
+    with pytest.raises(ZeroDivisionError):
+        evaluate(*options)
+    (detector, category, preprocess, how), = seen
+    expected = {"layers": (1, 2), "bank": "1%", "projection": 16, "search": "cdist", "score": "reweighted",
+                "neighbours": 4, "weights": "random", "memory_limit_gb": None}
+    assert {key: detector.parameters()[key] for key in expected} == expected
+    assert preprocess == data.Preprocess(image_size=96, crop=64, resize="short_side", interpolation="lanczos")
+    assert (len(category.train), len(category.test)) == (2, 4)
+    assert how == {"seeds": 1, "batch_size": 3, "force": True}
+
+
+@pytest.mark.parametrize(("options", "told"), [
+    (("--bank", "many"), "bank='many'"), (("--bank", "9999999"), "bank=9999999"), (("--bank", "0"), "bank=0"),
+    (("--layers", "7"), "layers=7"), (("--embedding", "avg"), "embedding='avg'"),
+    (("--embedding", "max_k3_s1_p2"), "embedding='max_k3_s1_p2'"), (("--search", "x"), "search='x'"),
+    (("--score", "x"), "score='x'"), (("--score", "reweighted", "--neighbours", "1"), "score=reweighted"),
+    (("--coreset", "x"), "coreset='x'"), (("--projection", "0"), "projection=0"),
+    (("--search-threads", "-1"), "search_threads=-1"), (("--backbone", "x"), "backbone='x'"),
+    (("--weights", "x"), "weights='x'"), (("--image-size", "8"), "image_size=8"),
+    (("--crop", "99"), "crop=99"),
+    (("--resize", "short_side"), "resize=short_side"), (("--interpolation", "x"), "interpolation='x'"),
+    (("--seeds", "0"), "seeds: needs"), (("--seeds", "-2"), "seeds: needs"),
+    (("--threads", "0"), "--threads 0"), (("--memory-limit-gb", "0.0001"), "memory_limit_gb"),
+    (("--batch-size", "0"), "batch_size=0"), (("--batch-size", "-1"), "batch_size=-1"),
+    (("--train-pictures", "-1"), "train=-1"), (("--pictures", "-1"), "pictures=-1"),
+    (("--test-pictures", "-1"), "test=-1"), (("--data", "nowhere"), "nowhere")])
+def test_bad_value_is_one_line_that_names_it(evaluate, options, told):
+    code, out, err = evaluate(*options)
+    assert (code, out, len(err)) == (2, [], 1), err
+    assert err[0].startswith("thesis: error: ")
+    assert told in err[0]
+
+
+@pytest.mark.parametrize(("options", "told"), [
+    (("--layers", "a"), "--layers: 'a': needs numbers such as 2,3"),
+    (("--crop", "x"), "--crop: 'x': needs int or none"), (("--seeds", "x"), "--seeds: invalid int"),
+    (("--projection", "1.5"), "--projection: '1.5': needs int or none"), (("--bogus", "1"), "--bogus"),
+    (("--image-size", "none"), "--image-size: 'none': needs int"),
+    (("--memory-limit-gb", "x"), "--memory-limit-gb: 'x': needs float or none")])
+def test_option_that_cannot_be_read_ends_with_its_name(evaluate, options, told):
+    code, out, err = evaluate(*options)
+    assert (code, out) == (2, [])
+    assert told in err[-1]
+
+
+@pytest.mark.parametrize(("option", "value"), [("repeats", 0), ("pictures", 0), ("warmup", -1)])
+def test_bad_protocol_is_one_line(evaluate, option, value):
+    code, _, err = evaluate(f"--{option}", value, command="time")
+    assert (code, len(err)) == (2, 1)
+    assert f"{option}={value}" in err[0]
+
+
+@pytest.mark.parametrize(("annotation", "text", "value"), [
+    (int | None, "None", None), (int | None, "3", 3), (int | str, "1%", "1%"), (int | str, "7", 7),
+    (str, "none", "none"), (tuple[int, ...], "2,3", (2, 3)), (float | None, "0.5", 0.5)])
+def test_text_becomes_the_type_of_the_field(annotation, text, value):
+    assert methods.converter(annotation)(text) == value
+
+
+def test_text_of_no_type_is_refused():
+    with pytest.raises(argparse.ArgumentTypeError, match="'x': needs int or none"):
+        methods.converter(int | None)("x")
+
+
+def test_unknown_category_lists_those_there_are(thesis, make_category):
+    make_category("bolt")
+    code, _, err = thesis("evaluate", "patchcore", "--data", make_category(), "--category", "nut", *TINY)
+    assert code != 0
+    assert len(err) == 1
+    assert "nut: no such category; categories here: bolt, pad" in err[0]
+
+
+def test_folder_without_a_category(thesis, tmp_path):
+    code, _, err = thesis("evaluate", "patchcore", "--data", tmp_path, "--category", "all", *TINY)
+    assert (code, len(err)) == (2, 1)
+    assert "holds no category" in err[0]
+
+
+def test_several_categories_and_their_mean(thesis, make_category):
+    make_category("bolt", seed=1)
+    where = ("--data", make_category(), "--category", "all")
+    code, out, _ = thesis("evaluate", "patchcore", *where, *TINY, "--seeds", 1, "--json")
+    answer = json.loads(out[-1])
+    each = [one["image_auroc"] for one in answer["categories"]]
+    assert code == 0 and len(each) == 2 and answer["failed"] == []
+    assert answer["image_auroc"] == pytest.approx(sum(each) / 2)
+    assert f"mean of 2 categories: image AUROC {50 * sum(each):.1f} %" in out
+
+
+def test_each_category_is_timed_with_a_detector_of_its_own(thesis, make_category, monkeypatch):
+    """Also when all AUROC rows are stored, so that only the timing has to fit."""
+    make_category("bolt", seed=1)
+    command = ("evaluate", "patchcore", "--data", make_category(), "--category", "all", *TINY, "--seeds", 1)
+    thesis(*command)
+    fitted, genuine = [], PatchCore.gather
+    monkeypatch.setattr(PatchCore, "gather", lambda self, maps: fitted.append(maps.samples[0].path.parts[-4])
+                        or genuine(self, maps))
+    code, _, _ = thesis(*command, "--pictures", 1)
+    assert (code, fitted) == (0, ["bolt", "pad"])
+
+
+@pytest.mark.parametrize("asked", [("all",), ("pad", "bolt")])
+def test_broken_picture_stops_its_category_only(thesis, make_category, asked):
+    root = make_category("bolt")
+    (make_category() / "bolt/test/hole/001.png").write_bytes(b"broken")
+    where = ["--data", root, *(part for name in asked for part in ("--category", name))]
+    code, out, err = thesis("evaluate", "patchcore", *where, *TINY, "--seeds", 1, "--json")
+    answer = json.loads(out[-1])
+    assert code == 1
+    assert answer["failed"] == ["bolt"]
+    assert [one["category"] for one in answer["categories"]] == ["pad"]
+    (line,) = [line for line in err if line.startswith("thesis: ")]
+    assert "bolt/test/hole/001.png: not a readable picture" in line
+
+
+def test_all_takes_every_category_and_fits_on_each(thesis, make_category, monkeypatch):
+    fitted, genuine = [], PatchCore.gather
+    monkeypatch.setattr(PatchCore, "gather", lambda self, maps: fitted.append(maps.samples[0].path.parts[-4])
+                        or genuine(self, maps))
+    make_category("bolt")
+    where = ("--data", make_category(), "--category", "all")
+    code, out, _ = thesis("time", "patchcore", *where, *TINY, "--pictures", 1, "--json")
+    assert code == 0
+    assert [one["category"] for one in json.loads(out[-1])["categories"]] == fitted == ["bolt", "pad"]
+
+
+def test_interrupt_is_130(evaluate, monkeypatch):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(scores, "evaluate", stop)
+    code, _, err = evaluate()
+    assert (code, len(err)) == (130, 1)
+
+
+@pytest.fixture
+def sets(make_category):
+    """A data set under data/, where `thesis data` looks by itself."""
+    make_category("bolt", bad=0, size=32)
+    paths.data().mkdir()
+    make_category(masks=False, size=32).rename(paths.data() / "mine")
+    return paths.data() / "mine"
+
+
+def test_data_list(thesis, sets):
+    code, out, _ = thesis("data", "list")
+    assert code == 0
+    assert out == [str(sets), "  bolt: 4 train, 3 good and 0 anomalous test pictures (no defect), no masks",
+                   "  pad: 4 train, 3 good and 3 anomalous test pictures (hole), no masks"]
+    assert thesis("data", "list", "--data", "mine")[1] == out
+
+
+def test_data_verify(thesis, sets):
+    assert thesis("data", "verify")[0] == 0
+    (sets / "pad/train/good/000.png").write_bytes(b"broken")
+    code, out, _ = thesis("data", "verify", "--data", sets)
+    assert code == 1
+    assert any("pad" in line and "000.png: not a readable picture" in line for line in out)
+
+
+def test_data_list_of_nothing_says_what_to_do(thesis):
+    code, _, err = thesis("data", "list")
+    assert (code, len(err)) == (2, 1)
+    assert "thesis data demo" in err[0]
+
+
+def test_data_demo(thesis, monkeypatch):
+    monkeypatch.setattr(synthetic, "write", lambda root: root)
+    assert thesis("data", "demo")[:2] == (0, [str(paths.demo_data())])
+
+
+def test_doctor_is_well(thesis, monkeypatch):
+    monkeypatch.setattr(doctor, "CHECKS", {"sum": "print(1 + 1)"})
+    code, out, _ = thesis("doctor")
+    assert code == 0
+    assert out[0] == "ok    sum: 2"
+    assert any(str(paths.data()) in line for line in out)
+    assert any(torch.__version__.partition("+")[0] in line for line in out)
+
+
+def test_doctor_of_a_device_looks_at_what_a_bundle_needs(thesis, monkeypatch):
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
+    code, out, _ = thesis("doctor")
+    assert code == 0
+    assert [line.partition(":")[0] for line in out[:3]] == ["ok    numpy", "ok    onnxruntime", "none  torch"]
+
+
+@pytest.mark.slow
+def test_doctor_checks_of_this_machine(thesis):
+    code, out, _ = thesis("doctor")
+    assert code == 0
+    assert [line.split(":")[0] for line in out[:len(doctor.CHECKS)]] == [f"ok    {name}" for name in doctor.CHECKS]
+
+
+@pytest.mark.parametrize(("code", "reason"), [
+    (f"torch = 'torch'; import os; os.kill(os.getpid(), {int(signal.SIGILL)})",
+     "killed by SIGILL: .*instructions that the processor lacks; a device needs no torch: .* Raspberry Pi 4 "),
+    (f"import os; os.kill(os.getpid(), {int(signal.SIGILL)})", "killed by SIGILL: .* that the processor lacks$"),
+    (f"import os; os.kill(os.getpid(), {int(signal.SIGKILL)})", "killed by SIGKILL$"),
+    ("import no_such_module_at_all", "ModuleNotFoundError.*no_such_module"), ("exit(3)", "no message")])
+def test_doctor_reports_a_child_that_dies(thesis, monkeypatch, code, reason):
+    monkeypatch.setattr(doctor, "CHECKS", {"broken": code, "fine": "print('lives')"})
+    exit_code, out, _ = thesis("doctor")
+    assert exit_code == 1
+    assert out[1] == "ok    fine: lives"
+    (line,) = [line for line in out if line.startswith("FAIL")]
+    assert re.search(f"^FAIL  broken: {reason}", line)
+
+
+def test_run_wants_name_and_value(thesis):
+    code, _, err = thesis("run", "-p", "seeds")
+    assert (code, err) == (2, ["thesis: error: -p seeds: needs name=value"])
+
+
+@pytest.mark.parametrize(("states", "code"), [
+    (["done", "skipped"], 0), (["done", "failed"], 1), (["failed", "interrupted"], 130),
+    (["done", "not started"], 130)])
+def test_run_exit_code_follows_the_outcomes(thesis, monkeypatch, states, code):
+    seen = {}
+    monkeypatch.setattr(run, "plan", lambda profile, **how: seen.update(profile=profile, **how))
+    monkeypatch.setattr(run, "run", lambda tasks, **how: seen.update(how) or
+                        [argparse.Namespace(state=state) for state in states])
+    monkeypatch.setattr(run, "estimate", lambda tasks, **_: "the estimate")
+    monkeypatch.setattr(run, "table", lambda outcomes: "the table")
+    options = ("--profile", "smoke", "--only", "07", "-p", "seeds=1", "-p", "category=a=b", "--jobs", 2)
+    assert thesis("run", *options)[:2] == (code, ["the estimate", "the table"])
+    assert seen == {"profile": "smoke", "only": ["07"], "overrides": {"seeds": "1", "category": "a=b"},
+                    "jobs": 2, "scheduler": None, "force": False}
+
+
+def child(*arguments):
+    return subprocess.run([sys.executable, "-m", "thesis_lib.commands.main", *map(str, arguments)],
+                          capture_output=True, text=True, timeout=120)
+
+
+def test_as_a_program(make_category):
+    where = ("--data", make_category(), "--category", "pad")
+    done = child("evaluate", "patchcore", *where, *TINY, "--seeds", 1, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["category"] == "pad"
+    assert "Traceback" not in done.stderr
+    assert len(list(paths.results().glob("auroc-*.json"))) == 1
+
+
+def test_as_a_program_that_fails(tmp_path):
+    (tmp_path / "pad/train/good").mkdir(parents=True)
+    Image.new("RGB", (64, 64)).save(tmp_path / "pad/train/good/0.png")
+    done = child("evaluate", "patchcore", "--data", tmp_path, "--category", "pad", *TINY, "--bank", "x")
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("thesis: error: bank='x': needs a number of rows")

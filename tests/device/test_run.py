@@ -1,0 +1,504 @@
+"""A bundle scores as the library does, without torch; what is damaged, foreign or unmeasurable is refused by name."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import faiss
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from thesis_lib import data
+from thesis_lib.commands import main
+from thesis_lib.core import nearest, results, stamp, timing
+from thesis_lib.device import bundle, export, run
+from thesis_lib.evaluation import scores
+from thesis_lib.evaluation.configuration import Configuration
+from thesis_lib.methods import SPADE, EfficientAD, PatchCore, SimpleNet
+from thesis_lib.networks import engines
+from thesis_lib.report import tables
+
+SMALL = data.Preprocess(image_size=64)
+DETECTOR = PatchCore(weights="random", layers=(1,), bank=20, calibration=4)
+OPTIONS = ("--weights", "random", "--layers", "1", "--image-size", "64", "--bank", "20", "--calibration", "4")
+TRAINED = {
+    "simplenet": SimpleNet(weights="random", layers=(1,), embedding="avg_k3_s2_p1", hidden=16, epochs=2, passes=2,
+                           batch=4, snapshots=1, calibration=4),
+    "efficientad": EfficientAD(weights="random", steps=2, snapshots=1, penalty="none", held_out=0.3, calibration=4)}
+QUICK = ("--pictures", "2", "--warmup", "0", "--repeats", "2")
+
+
+def run(capsys, *arguments):
+    """Exit code, lines of stdout, lines of stderr."""
+    capsys.readouterr()
+    try:
+        code = main.main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        code = stop.code
+    return code, *(text.splitlines() for text in capsys.readouterr())
+
+
+@pytest.fixture(scope="module")
+def category(tmp_path_factory):
+    """10 training and 3 + 3 test pictures of 80 x 70 pixels, so that they are resized: noise, and a white square."""
+    root, rng = tmp_path_factory.mktemp("set"), np.random.default_rng(0)
+    for kind, count in (("train/good", 10), ("test/good", 3), ("test/hole", 3)):
+        (root / "pad" / kind).mkdir(parents=True)
+        for index in range(count):
+            values = rng.integers(90, 130, (70, 80, 3), dtype=np.uint8)
+            if kind == "test/hole":
+                values[20:40, 30:50] = 255
+            Image.fromarray(values).save(root / "pad" / kind / f"{index:03d}.png")
+    return data.scan(root, "pad")
+
+
+@pytest.fixture(scope="module")
+def original(category, tmp_path_factory):
+    """The bundle as `thesis export` wrote it; not to be changed."""
+    out = tmp_path_factory.mktemp("exported") / "bundle"
+    root = category.train[0].path.parents[3]
+    assert main.main(["export", "patchcore", "--data", str(root), "--category", "pad", *OPTIONS, "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope="module", params=TRAINED)
+def trained(request, category, tmp_path_factory):
+    """(detector, its bundle); not to be changed."""
+    out = tmp_path_factory.mktemp("trained") / "bundle"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("THESIS_OUTPUTS", str(out.parent / "outputs"))
+        export.export(replace(TRAINED[request.param]), category, SMALL, out)
+    return TRAINED[request.param], out
+
+
+@pytest.fixture
+def trained_copy(trained, tmp_path):
+    return shutil.copytree(trained[1], tmp_path / "copy")
+
+
+@pytest.fixture
+def copy(original, tmp_path):
+    return shutil.copytree(original, tmp_path / "copy")
+
+
+def changed(folder, change):
+    """The bundle with other facts, and checksums that fit them."""
+    file = folder / bundle.FACTS
+    facts = json.loads(file.read_text())
+    change(facts)
+    file.write_text(json.dumps(facts))
+    (folder / bundle.SUMS).write_text(bundle.sums(folder))
+    return folder
+
+
+# ---- the same numbers
+
+@pytest.mark.parametrize("engine", bundle.ENGINES)
+def test_scores_and_maps_are_those_of_the_library(original, category, monkeypatch, engine):
+    """Of whole pictures, not of the copies in the bundle; its own search (FAISS) and network."""
+    monkeypatch.setattr(engines, "reduce_range", lambda: True)
+    library = replace(DETECTOR, engine="eager" if engine == "float" else engine)
+    expected = library.fit(data.Pictures(category.train, SMALL)).predict(
+        next(iter(data.Pictures(category.test, SMALL))))
+    found = [one for _, one in run.detect(bundle.Bundle.open(original), [one.path for one in category.test],
+                                             engine=engine)]
+    np.testing.assert_allclose([one.score for one in found], expected.score, rtol=1e-4)
+    np.testing.assert_allclose([one.map for one in found], expected.map, rtol=1e-3, atol=1e-4)
+    assert min(one.score for one in found[3:]) > 1.5 * max(one.score for one in found[:3])
+
+
+def test_expected_scores_hold_and_int8_is_another_network(original):
+    opened = bundle.Bundle.open(original)
+    assert [opened.difference(engine, 1) < 1e-5 for engine in bundle.ENGINES] == [True, True]
+    scores = np.array([opened.facts["engines"][engine]["scores"] for engine in bundle.ENGINES])
+    assert scores.shape == (2, len(opened.pictures)) == (2, 6)
+    nominal = scores[:, :3]     # the white squares are brighter than all that set the ranges: int8 cuts them off
+    assert 1e-4 < np.abs(nominal[0] - nominal[1]).max() / nominal.max() < 0.1
+
+
+def test_threshold_is_the_quantile_of_pictures_that_the_bank_did_not_see(original, category):
+    held = [category.train[4], category.train[9]]
+    rest = [sample for sample in category.train if sample not in held]
+    detector = replace(DETECTOR).fit(data.Pictures(rest, SMALL))
+    scores = detector.predict(next(iter(data.Pictures(held, SMALL)))).score.double().numpy()
+    opened = bundle.Bundle.open(original)
+    assert opened.threshold("float") == pytest.approx(np.quantile(scores, 0.95), rel=1e-5)
+    assert {"quantile": 0.95, "held_out": 2, "of": 10}.items() <= opened.facts["threshold"].items()
+
+
+@pytest.mark.parametrize("other", [
+    {"layers": (1, 2), "embedding": "avgmax_k3_s1_p1", "join": "interpolate", "scaling": "normalise_weight",
+     "tap": "preactivation", "activation": "softmin", "distance": "l2_squared"},
+    {"embedding": "adaptive_4"}])
+def test_every_part_of_an_embedding_goes_into_the_graph(category, tmp_path, other):
+    """`export` refuses a bundle whose scores are not the library's; here by a closer limit. FAISS rounds 1e-4 away."""
+    export.export(replace(DETECTOR, **other), category, SMALL, tmp_path / "out")
+    opened = bundle.Bundle.open(tmp_path / "out")
+    assert max(opened.difference(engine, 1) for engine in bundle.ENGINES) < 3e-4
+
+
+@pytest.mark.parametrize("block", [1, 5000, nearest.BLOCK])
+def test_search_equals_faiss(monkeypatch, block):
+    """Block after block; far from the origin, where the product form cancels."""
+    monkeypatch.setattr(nearest, "BLOCK", block)
+    rng = np.random.default_rng(0)
+    bank, vectors = (rng.normal(1, 1, (count, 96)).astype("f4") for count in (700, 101))
+    index = faiss.IndexFlatL2(96)
+    index.add(bank)
+    expected, rows = index.search(vectors, 4)
+    squared, found = nearest.nearest(vectors, bank, 4)
+    np.testing.assert_allclose(squared, expected, rtol=1e-4)
+    assert (found == rows).mean() > 0.99
+    assert np.array_equal(nearest.nearest(vectors, bank)[0][:, 0], squared[:, 0])
+
+
+def test_int8_weights_keep_to_seven_bits_whatever_processor_exported_them(original):
+    import onnx
+    from onnx import numpy_helper
+    model = onnx.load(original / "int8/network.onnx")
+    weights = [numpy_helper.to_array(one) for one in model.graph.initializer]
+    integers = [one for one in weights if one.dtype == np.int8 and one.ndim == 4]
+    assert integers and max(np.abs(one.astype(int)).max() for one in integers) <= 64
+
+
+# ---- the trained detectors
+
+def test_trained_scores_and_maps_are_those_of_the_library(trained, category, monkeypatch):
+    monkeypatch.setattr(engines, "reduce_range", lambda: True)
+    detector, folder = trained
+    opened, files = bundle.Bundle.open(folder), [one.path for one in category.test]
+    scores = {}
+    for name, engine in {"float": "eager", "int8": "int8"}.items():
+        library = replace(detector, engine=engine).fit(data.Pictures(category.train, SMALL))
+        expected = library.predict(next(iter(data.Pictures(category.test, SMALL))))
+        found = [one for _, one in run.detect(opened, files, engine=name)]
+        unit = opened.threshold(name) - opened.floor(name)
+        scores[name] = np.array([one.score for one in found]) / unit
+        np.testing.assert_allclose(scores[name], expected.score / unit, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose([one.map / unit for one in found], expected.map / unit, rtol=1e-4, atol=1e-3)
+        assert list(opened.stages(name, 1)) == list(library.stages)
+        assert opened.difference(name, 1) < 1e-4
+    assert np.abs(scores["float"] - scores["int8"]).max() > 1e-3
+
+
+def test_threshold_and_floor_of_a_trained_detector_are_those_of_pictures_that_did_not_train(trained, category):
+    detector, folder = trained
+    if detector.name == "efficientad":
+        fitted = replace(detector).fit(data.Pictures(category.train, SMALL))
+        held, rim = [category.train[index] for index in fitted.split(10)[1]], 4
+    else:
+        held, rim = [category.train[4], category.train[9]], 0
+        fitted = replace(detector).fit(data.Pictures([one for one in category.train if one not in held], SMALL))
+    found = fitted.predict(next(iter(data.Pictures(held, SMALL))))
+    opened, side = bundle.Bundle.open(folder), found.map.shape[-1]
+    inner = found.map[:, rim:side - rim, rim:side - rim].numpy()
+    assert opened.threshold("float") == pytest.approx(np.quantile(found.score.numpy(), 0.95), abs=1e-4)
+    assert np.quantile(inner, 0.45) < opened.floor("float") < np.quantile(inner, 0.55) < opened.threshold("float")
+    assert {"held_out": len(held), "of": 10}.items() <= opened.facts["threshold"].items()
+    assert bundle.Bundle.open(folder).threshold("int8") != opened.threshold("float")
+
+
+def test_a_map_is_grey_from_its_floor_to_its_threshold(trained, category, capsys, tmp_path):
+    opened, file = bundle.Bundle.open(trained[1]), shutil.copy(category.test[-1].path, tmp_path / "hole.png")
+    assert run(capsys, "detect", trained[1], file, "--maps")[0] == 0
+    (_, found), = run.detect(opened, [file])
+    level, top = opened.floor("float"), opened.threshold("float")
+    full = Image.fromarray(found.map).resize((64, 64), Image.Resampling.BILINEAR)
+    expected = np.clip(128 * (np.asarray(full) - level) / (top - level), 0, 255)
+    assert np.abs(np.asarray(Image.open(tmp_path / "hole_anomaly.png")) - expected).max() < 1
+    assert np.ptp(expected) > 50
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_another_score_of_a_trained_detector_gives_no_times(trained_copy, capsys, sign):
+    """Whatever the sign of score and threshold, which need not be positive."""
+    def off(facts):
+        one = facts["engines"]["float"]
+        one["scores"] = [score - 1 - one["threshold"] for score in one["scores"]]
+        one["floor"] -= 1 + one["threshold"]
+        one["threshold"] = -1.0
+        one["scores"][0] += sign * 0.01 * (one["threshold"] - one["floor"])
+    code, printed, err = run(capsys, "measure", changed(trained_copy, off), *QUICK)
+    assert (code, printed, len(err)) == (2, [], 1) and "no times" in err[0]
+
+
+def test_trained_bundles_refuse_what_is_damaged_missing_or_newer(trained_copy, capsys):
+    for file in [file for file in trained_copy.rglob("*") if file.is_file()]:
+        content = file.read_bytes()
+        for other in (content[:-1] + bytes([content[-1] ^ 1]), None):
+            file.unlink() if other is None else file.write_bytes(other)
+            code, _, err = run(capsys, "detect", trained_copy, "x.png")
+            assert (code, len(err)) == (2, 1) and file.name in err[0]
+            file.write_bytes(content)
+    last = list(json.loads((trained_copy / bundle.FACTS).read_text())["stages"].values())[-1]
+    sums = trained_copy / bundle.SUMS
+    content = sums.read_text()
+    sums.write_text("".join(line for line in content.splitlines(True) if not line.endswith(f"  int8/{last}\n")))
+    code, _, err = run(capsys, "measure", trained_copy)
+    assert (code, len(err)) == (2, 1) and f"does not list int8/{last}" in err[0]
+    code, _, err = run(capsys, "measure", changed(trained_copy, lambda facts: facts.update(format=bundle.FORMAT + 1)))
+    assert (code, len(err)) == (2, 1) and f"format {bundle.FORMAT + 1}, this version reads {bundle.FORMAT}" in err[0]
+
+
+def test_a_threshold_below_what_maps_show_everywhere_is_refused(category, tmp_path, monkeypatch):
+    monkeypatch.setattr(export.np, "quantile", lambda *_: -1e9)
+    with pytest.raises(ValueError, match=r"quantile=0.5: gives the threshold -1e\+09, which is not above the median"):
+        export.export(replace(TRAINED["simplenet"]), category, SMALL, tmp_path / "out", quantile=0.5)
+    assert not (tmp_path / "out").exists()
+
+
+def test_trained_bundles_need_no_torch(trained, tmp_path):
+    lines = (f"measure {trained[1]} {' '.join(QUICK)} --threads 1 --engine int8 --out {tmp_path}/row.json",
+             f"detect {trained[1]} {trained[1]}/pictures/00_good.png")
+    done = subprocess.run([sys.executable, "-c", WALL, ";".join(lines)], capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines()[-1] == "[0, 0]", done.stderr
+    row = json.loads((tmp_path / "row.json").read_text())
+    assert row["method"] == trained[0].name and list(row["stage_ms"]) == list(row["stages"])
+    assert (row["parameters"]["engine"], row["engine"]) == ("int8", {"reduce_range": True})
+    assert Configuration.from_row(row).id == row["configuration"]
+
+
+# ---- without torch
+
+WALL = """
+import importlib.abc, sys
+class Wall(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "torchvision", "faiss", "pandas", "matplotlib", "seaborn", "scipy",
+                                      "sklearn", "safetensors", "onnx", "tqdm", "yaml", "jinja2", "jupyterlab",
+                                      "IPython", "ipykernel", "ipywidgets", "papermill", "nbformat"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Wall())
+from thesis_lib.commands import main
+codes = []
+for line in sys.argv[1].split(";"):
+    try:
+        codes.append(main.main(line.split()))
+    except SystemExit as stop:
+        codes.append(stop.code)
+print(codes)
+"""
+
+
+def test_measure_and_detect_need_neither_torch_nor_faiss_nor_jupyter(copy, tmp_path):
+    lines = (f"measure {copy} {' '.join(QUICK)} --threads 1 --out {tmp_path}/row.json",
+             f"detect {copy} {copy}/pictures/00_good.png --maps --engine int8", "--help", "measure --help",
+             "evaluate patchcore")
+    done = subprocess.run([sys.executable, "-c", WALL, ";".join(lines)], capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines()[-1] == "[0, 0, 0, 0, 2]", done.stderr
+    assert (tmp_path / "row.json").is_file()
+    (line,) = [line for line in done.stderr.splitlines() if "error" in line]
+    assert line.startswith("thesis: error: needs the package ") and "pip install 'thesis-lib[full]'" in line
+    assert "Traceback" not in done.stderr
+
+
+# ---- measuring
+
+def test_rows_have_the_fields_of_thesis_time_and_go_into_the_same_tables(original, category, capsys, tmp_path):
+    out = results.path({"kind": "time", "method": "x", "category": "y", "id": "z", "parameters": {}}).parent / "pi.json"
+    code, printed, _ = run(capsys, "measure", original, *QUICK, "--threads", "1,2", "--engine", "int8", "--out", out)
+    assert code == 0
+    assert any("scores of the bundle's 6 pictures: at most" in line for line in printed)
+    ours = scores.measure_time(replace(DETECTOR, search="numpy"), category, SMALL, pictures=1, warmup=0, repeats=1)
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["threads"] for row in rows] == [row["protocol"]["threads"] for row in rows] == [1, 2]
+    for row in rows:
+        assert set(ours) - set(row) == set()
+        assert set(ours["protocol"]) == set(row["protocol"]) and set(ours["stamp"]) == set(row["stamp"])
+        assert np.array(row["raw_s"]).shape == (2, 2, 4) and list(row["stage_ms"]) == list(tables.STAGES)
+        assert row["parity"]["difference"] < 1e-5
+        assert Configuration.from_row(row).id == row["configuration"]
+        assert (row["parameters"]["engine"], row["parameters"]["search"]) == ("int8", "numpy")
+        assert row["engine"] == {"reduce_range": True}
+        assert row["stamp"]["threads"] == {"onnxruntime": row["threads"], "numpy": row["threads"]}
+    assert rows[0]["id"] != rows[1]["id"]
+    label = tables.thesis("3.2")["label"][0]
+    table = tables.stage_times("3.2", {label: rows[0]})
+    assert table.loc[(label, "measured"), "total"] == pytest.approx(rows[0]["total_ms"])
+    stored = results.load_all()[lambda every: every["origin"] == "own"]
+    assert sorted(stored["protocol.threads"]) == sorted([1, 2, torch.get_num_threads()])
+
+
+def test_without_out_a_row_lies_where_the_others_do(original, capsys):
+    code, printed, _ = run(capsys, "measure", original, *QUICK, "--threads", 1)
+    (row,) = results.load_all()[lambda every: every["origin"] == "own"].to_dict("records")
+    assert code == 0 and row["kind"] == "time" and row["parameters.engine"] == "fast"
+    (stored,) = results.paths.results().glob("time-*.json")
+    assert printed[-1].strip() == str(stored)
+
+
+def test_own_pictures_are_timed(original, category, capsys, tmp_path):
+    folder = category.test[0].path.parent
+    assert run(capsys, "measure", original, *QUICK, "--images", folder, "--threads", 1, "--out", tmp_path / "r")[0] == 0
+    assert json.loads((tmp_path / "r").read_text())["timed"] == ["000.png", "001.png"]
+
+
+def test_network_and_search_run_on_the_threads_that_are_noted(original, monkeypatch):
+    from threadpoolctl import threadpool_info
+    seen, genuine, session = [], timing.protocol, bundle.runtime.session
+
+    def protocol(*args, **kwargs):
+        seen.append(("search", *{pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}))
+        return genuine(*args, **kwargs)
+
+    monkeypatch.setattr(timing, "protocol", protocol)
+    monkeypatch.setattr(bundle.runtime, "session",
+                        lambda model, threads: seen.append(threads) or session(model, threads))
+    row = run.measure(bundle.Bundle.open(original), threads=1, pictures=1, warmup=0, repeats=1)
+    assert seen == [1, 1, 1, 1, ("search", 1)] and row["threads"] == 1
+
+
+def test_other_scores_than_expected_give_no_times(copy, capsys, tmp_path):
+    def off(facts):
+        facts["engines"]["float"]["scores"][0] *= 1.01
+    code, printed, err = run(capsys, "measure", changed(copy, off), *QUICK, "--out", tmp_path / "row.json")
+    assert (code, printed, len(err)) == (2, [], 1)
+    assert "scores of engine float differ by" in err[0] and "no times" in err[0]
+    assert not (tmp_path / "row.json").exists()
+
+
+@pytest.mark.parametrize(("before", "after", "told"), [
+    ("0x0", "0x50005", "under-voltage, throttled while measuring"), ("0x50000", "0x50000", None), (None, None, None),
+    ("0x0", "0x80000", "over the soft temperature limit"), ("0x2", "0x20000", "clock capped while measuring")])
+def test_throttling_is_told(original, monkeypatch, capsys, before, after, told):
+    answers = iter([before, after, after])
+    monkeypatch.setattr(stamp, "_throttled", lambda: next(answers))
+    monkeypatch.setattr(timing, "SPREAD_LIMIT", 1e9)
+    code, printed, err = run(capsys, "measure", original, *QUICK, "--threads", 1)
+    assert code == 0 and any(f"throttled {before} to {after}" in line for line in printed) == bool(before)
+    assert len(err) == bool(told) and (not told or told in err[0])
+
+
+def test_noise_is_told(original, monkeypatch, capsys):
+    monkeypatch.setattr(timing, "SPREAD_LIMIT", -1.0)
+    _, _, err = run(capsys, "measure", original, *QUICK, "--threads", 1)
+    assert len(err) == 1 and err[0].startswith("thesis: warning: noisy: spread")
+
+
+# ---- detecting
+
+def test_detect_goes_on_after_a_broken_picture(original, category, capsys, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    files = [category.test[0].path, tmp_path / "broken.png", tmp_path / "absent.png", category.test[-1].path]
+    code, printed, err = run(capsys, "detect", original, *files)
+    assert code == 1 and len(printed) == len(err) == 2
+    assert printed[1].split()[1:] == ["anomalous", str(files[3])]
+    assert "broken.png: not a readable picture" in err[0] and "absent.png: not a readable picture" in err[1]
+    assert run(capsys, "detect", original, files[3])[0] == 0
+
+
+def test_above_the_threshold_is_anomalous_and_not_at_it(copy, capsys):
+    opened = bundle.Bundle.open(copy)
+    (_, found), = run.detect(opened, opened.pictures[:1])
+    for threshold, verdict in ((found.score, "OK"), (np.nextafter(found.score, 0), "anomalous")):
+        changed(copy, lambda facts, value=threshold: facts["engines"]["float"].update(threshold=float(value)))
+        assert run(capsys, "detect", copy, opened.pictures[0])[1][0].split()[1] == verdict
+
+
+def test_map_is_grey_with_the_threshold_in_the_middle(original, category, capsys, tmp_path):
+    file = shutil.copy(category.test[-1].path, tmp_path / "hole.png")
+    assert run(capsys, "detect", original, file, "--maps")[0] == 0
+    grey = np.asarray(Image.open(tmp_path / "hole_anomaly.png"))
+    threshold = bundle.Bundle.open(original).threshold("float")
+    expected = DETECTOR.fit(data.Pictures(category.train, SMALL)).predict(SMALL.image(file)[None]).full_map(64, 0)[0]
+    assert (grey.dtype, grey.shape) == (np.uint8, (64, 64))
+    assert np.abs(grey - np.clip(expected.numpy() * 128 / threshold, 0, 255)).max() < 1
+    assert grey[18:36, 24:40].min() > 128 and grey[:4, :4].max() < 128
+
+
+# ---- what is refused
+
+def test_a_flipped_byte_in_any_file_is_named(copy):
+    files = [file for file in copy.rglob("*") if file.is_file()]
+    assert len(files) == 2 + 6 + 6
+    for file in files:
+        content = file.read_bytes()
+        for at in (0, len(content) // 2, len(content) - 1):
+            file.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1:])
+            with pytest.raises(bundle.BundleError, match=r"SHA256SUMS" if file.name == bundle.SUMS else file.name):
+                bundle.Bundle.open(copy)
+        file.write_bytes(content)
+    bundle.Bundle.open(copy)
+
+
+def test_a_missing_file_is_named(copy):
+    for file in [file for file in copy.rglob("*") if file.is_file()]:
+        content = file.read_bytes()
+        file.unlink()
+        with pytest.raises(bundle.BundleError, match=file.name) as told:
+            bundle.Bundle.open(copy)
+        assert "\n" not in str(told.value)
+        file.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["bundle.json", "float/bank.npy", "int8/network.onnx", "pictures/00_good.png"])
+def test_a_file_without_checksum_is_refused(copy, name):
+    sums = copy / bundle.SUMS
+    sums.write_text("".join(line for line in sums.read_text().splitlines(True) if not line.endswith(f"  {name}\n")))
+    with pytest.raises(bundle.BundleError, match=f"does not list {name}"):
+        bundle.Bundle.open(copy)
+
+
+@pytest.mark.parametrize(("key", "value", "told"), [
+    ("format", bundle.FORMAT + 1, f"format {bundle.FORMAT + 1}, this version reads {bundle.FORMAT}"),
+    ("preprocess", {"mean": [0, 0, 0], "std": [1, 1, 1]}, "normalises with")])
+def test_another_format_is_refused(copy, capsys, key, value, told):
+    code, _, err = run(capsys, "measure", changed(copy, lambda facts: facts.update({key: value})))
+    assert (code, len(err)) == (2, 1) and told in err[0]
+
+
+@pytest.mark.parametrize("command", [("measure",), ("detect", "x.png")])
+def test_a_folder_that_is_no_bundle(capsys, tmp_path, command):
+    name, *more = command
+    for folder in (tmp_path, tmp_path / "absent"):
+        code, _, err = run(capsys, name, folder, *more)
+        assert (code, len(err)) == (2, 1) and f"{folder}: not a bundle" in err[0]
+
+
+@pytest.mark.parametrize(("options", "told"), [
+    (("--threads", "0"), "threads=0: needs at least 1"), (("--threads", "x"), "'x': needs numbers such as 1,2,4"),
+    (("--pictures", "0"), "pictures=0"), (("--repeats", "0"), "repeats=0"), (("--images", "nowhere"), "nowhere"),
+    (("--engine", "tpu"), "tpu")])
+def test_measure_names_a_bad_option(original, capsys, options, told):
+    code, printed, err = run(capsys, "measure", original, *options)
+    assert (code, printed) == (2, []) and told in err[-1]
+
+
+def test_a_broken_picture_to_time_is_named(original, capsys, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    code, _, err = run(capsys, "measure", original, *QUICK, "--images", tmp_path)
+    assert (code, len(err)) == (2, 1) and "broken.png: not a readable picture" in err[0]
+
+
+@pytest.mark.parametrize(("detector", "options", "told"), [
+    (SPADE(weights="random", layers=(1,)), {}, "spade: has no bundle yet"),
+    (replace(DETECTOR, score="reweighted"), {}, "score=reweighted: a device knows max only"),
+    (replace(DETECTOR, embedding="adaptive_7"), {}, "embedding=adaptive_7: has windows that ONNX lacks.* divides 16"),
+    (replace(DETECTOR, embedding="original_d64"), {}, "embedding=original_d64: has windows that ONNX lacks"),
+    (DETECTOR, {"quantile": 0.0}, "quantile=0.0")])
+def test_export_refuses_and_leaves_nothing(category, tmp_path, detector, options, told):
+    with pytest.raises(ValueError, match=told):
+        export.export(detector, category, SMALL, tmp_path / "out", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_export_wants_enough_pictures_a_new_folder_and_one_category(original, category, capsys):
+    with pytest.raises(ValueError, match="4 training pictures: needs at least 5"):
+        export.export(DETECTOR, category.subset(4), SMALL, "out")
+    before = bundle.sums(original)
+    where = ("--data", category.train[0].path.parents[3], *OPTIONS, "--out", original)
+    for names, told in ((("pad",), "is there already"), (("all",), "one category"), (("pad", "pad"), "one category")):
+        chosen = [word for name in names for word in ("--category", name)]
+        code, _, err = run(capsys, "export", "patchcore", *chosen, *where)
+        assert (code, len(err)) == (2, 1) and told in err[0]
+    assert bundle.sums(original) == before
+
+
+def test_without_test_pictures_training_ones_have_expected_scores(category, tmp_path):
+    names = export._copies(replace(category, test=()), SMALL, tmp_path)
+    assert len(names) == 10 and names[0] == "pictures/00_good.png"
+    assert Image.open(tmp_path / names[0]).size == (64, 56)

@@ -1,0 +1,350 @@
+"""Rows per seed equal a fit by hand, are measured once, and know which pictures they stand on."""
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from sklearn.exceptions import NotFittedError
+
+from thesis_lib import data
+from thesis_lib.core import paths, timing
+from thesis_lib.evaluation import metrics, scores
+from thesis_lib.methods import SPADE, PaDiM, PatchCore
+from thesis_lib.patches import scoring, search
+
+pytestmark = pytest.mark.usefixtures("networks_built_once")
+
+
+def patchcore(**parameters):
+    return PatchCore(**{"weights": "random", "layers": (1,), "bank": 20, **parameters})
+
+
+def stored(kind="auroc"):
+    return sorted(paths.results().glob(f"{kind}-*.json"))
+
+
+def noting(seen, name, method):
+    def spy(self, argument):
+        seen.append(name)
+        return method(self, argument)
+    return spy
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Names of PatchCore's methods in the order they ran."""
+    seen = []
+    for name in ("gather", "learn"):
+        monkeypatch.setattr(PatchCore, name, noting(seen, name, getattr(PatchCore, name)))
+    return seen
+
+
+def test_rows_equal_a_fit_by_hand(pad, small):
+    rows = scores.evaluate(patchcore(), pad, small, seeds=[3, 0], batch_size=4)
+    assert rows["seed"].tolist() == [3, 0]
+    images = torch.stack([small.image(sample.path) for sample in pad.test])
+    masks = np.stack([small.mask(sample) for sample in pad.test])
+    for _, row in rows.iterrows():
+        by_hand = patchcore(seed=row["seed"]).fit(data.Pictures(pad.train, small)).predict(images)
+        np.testing.assert_allclose(row["scores"], by_hand.score, atol=1e-5)
+        maps = by_hand.full_map(64).numpy()
+        low, high = metrics.auroc_interval(pad.labels, by_hand.score)
+        expected = {"image_auroc": metrics.image_auroc(pad.labels, by_hand.score), "image_auroc_low": low,
+                    "image_auroc_high": high, "pixel_auroc": metrics.pixel_auroc(masks, maps),
+                    "pro": metrics.pro(masks, maps)}
+        assert row[list(expected)].to_dict() == pytest.approx(expected, abs=1e-4)
+    assert rows["scores"][0] != rows["scores"][1]
+    assert min(rows["pixel_auroc"]) > 0.9
+
+
+def test_rows_say_what_was_measured(pad, small):
+    row = scores.evaluate(patchcore(bank="2%"), pad, small, seeds=1).iloc[0]
+    facts = {"method": "patchcore", "category": "pad", "seed": 0, "weights.source": "random", "n_train": 4,
+             "n_test_good": 3, "n_test_defective": 3, "parameters.bank": "2%", "parameters.layers": [1],
+             "preprocess.image_size": 64, "data": pad.fingerprint, "labels": [0, 0, 0, 1, 1, 1]}
+    assert row[list(facts)].to_dict() == facts
+    assert row["names"] == [f"{kind}/00{number}.png" for kind in ("good", "hole") for number in range(3)]
+    assert row["fit_s"] > 0
+    assert "parameters.seed" not in row
+    assert "parameters.search_threads" not in row
+
+
+def test_features_are_extracted_once_for_all_seeds(pad, small, calls, monkeypatch):
+    read, genuine = [], data.Preprocess.image
+    monkeypatch.setattr(data.Preprocess, "image", lambda self, path: read.append(path) or genuine(self, path))
+    scores.evaluate(patchcore(), pad, small, seeds=3)
+    assert calls == ["gather", "learn", "learn", "learn"]
+    assert sorted(read) == sorted(sample.path for sample in pad.train + pad.test)
+
+
+def test_shared_stages_run_once_per_batch(pad, small, monkeypatch):
+    asked = []
+    genuine = search.Torch._nearest
+    monkeypatch.setattr(search.Torch, "_nearest", lambda self, vectors, k: asked.append(len(vectors))
+                        or genuine(self, vectors, k))
+    embedded, embed = [], PatchCore.stages.fget
+
+    def stages(self):
+        mapping = embed(self)
+        return {**mapping, "embedding": lambda x: embedded.append(1) or mapping["embedding"](x)}
+
+    monkeypatch.setattr(PatchCore, "stages", property(stages))
+    scores.evaluate(patchcore(), pad, small, seeds=3, batch_size=2)
+    assert len(embedded) == 3
+    assert asked == [2 * 256] * 9
+
+
+def test_rules_share_a_search_and_nothing_else(pad, small, monkeypatch):
+    """Maximum and weighted rule ask for one neighbour of every patch, the author's for nine."""
+    rules = {"max": {}, "three": {"score": "reweighted", "neighbours": 3}, "nine": {"score": "reweighted"},
+             "author": {"score": "author_cdist"}, "larger": {"bank": 30}, "faiss": {"search": "faiss"}}
+    alone = {name: scores.evaluate(patchcore(**rule), pad, small, seeds=2) for name, rule in rules.items()}
+    asked = []
+    for engine in (search.Auto, search.Faiss):
+        def noted(self, vectors, k, genuine=engine._nearest):
+            asked.append((type(self).__name__, len(self.bank), k, len(vectors)))
+            return genuine(self, vectors, k)
+        monkeypatch.setattr(engine, "_nearest", noted)
+    many = scores.evaluate_many({name: patchcore(**rule) for name, rule in rules.items()}, pad, small, seeds=2,
+                                    force=True)
+    of_patches = [engine for *engine, count in asked if count == 6 * 256]
+    assert sorted(of_patches) == sorted([["Auto", 20, 1], ["Auto", 20, 9], ["Auto", 30, 1], ["Faiss", 20, 1]] * 2)
+    for name, rows in many.items():
+        facts = ["scores", "image_auroc", "pixel_auroc", "pro"]
+        assert rows[facts].to_dict() == alone[name][facts].to_dict()
+    assert len({str(list(rows["scores"])) for rows in many.values()}) >= 5
+
+
+def test_many_detectors_give_what_each_gives_alone(pad, small, calls):
+    """Three of the four share their features; one more seed than the detectors' own."""
+    detectors = {"one": patchcore(), "bank": patchcore(bank=30), "squared": patchcore(distance="l2_squared"),
+                 "deeper": patchcore(layers=(2,))}
+    many = scores.evaluate_many(detectors, pad, small, seeds=[0, 4])
+    assert calls.count("gather") == 2
+    assert calls.count("learn") == 8
+    assert list(many) == list(detectors)
+    for name, detector in detectors.items():
+        alone = scores.evaluate(dataclasses.replace(detector), pad, small, seeds=[0, 4], force=True)
+        facts = ["seed", "parameters.bank", "parameters.distance", "image_auroc", "pixel_auroc", "scores"]
+        assert many[name][facts].to_dict() == alone[facts].to_dict()
+    calls.clear()
+    scores.evaluate_many(detectors | {"new": patchcore(bank=31)}, pad, small, seeds=[0, 4])
+    assert calls == ["gather", "learn", "learn"]
+
+
+def test_one_extraction_serves_all_levels_and_methods(pad, small, monkeypatch):
+    """Another level, another embedding, another method: each picture is read once, and the numbers stay."""
+    detectors = {"first": patchcore(), "pooled": patchcore(embedding="max_k5_s2_p2"), "second": patchcore(layers=(2,)),
+                 "padim": PaDiM(weights="random", layers=(1, 2), channels=8),
+                 "spade": SPADE(weights="random", layers=(1,), pooled=2, k=2)}
+    monkeypatch.setenv("THESIS_FEATURES_GB", "0")
+    alone = {name: scores.evaluate(dataclasses.replace(detector), pad, small, seeds=1)
+             for name, detector in detectors.items()}
+    read, genuine = [], data.Preprocess.image
+    monkeypatch.setattr(data.Preprocess, "image", lambda self, path: read.append(path) or genuine(self, path))
+    many = scores.evaluate_many(detectors, pad, small, seeds=1, force=True)
+    assert sorted(read) == sorted(sample.path for sample in pad.train + pad.test)
+    for name, rows in many.items():
+        assert rows[["scores", "pixel_auroc"]].to_dict() == alone[name][["scores", "pixel_auroc"]].to_dict()
+        assert tuple(detectors[name].backbone_.layers) == detectors[name].levels, "timed alone, it stops there"
+    other = patchcore(tap="preactivation")
+    read.clear()
+    scores.evaluate_many({"output": patchcore(), "before": other}, pad, small, seeds=1, force=True)
+    assert len(read) == 2 * len(pad.train + pad.test), "another tap is another network"
+
+
+def test_pixel_metrics_can_wait(pad, small, calls):
+    """A row without them is found when nobody asks for them, and measured again when somebody does."""
+    first = scores.evaluate(patchcore(), pad, small, seeds=1, pixels=False).iloc[0]
+    assert first["pixel_auroc"] is None
+    scores.evaluate(patchcore(), pad, small, seeds=1, pixels=False)
+    assert calls == ["gather", "learn"]
+    full = scores.evaluate(patchcore(), pad, small, seeds=1).iloc[0]
+    assert full["pixel_auroc"] > 0.9
+    assert full["scores"] == first["scores"]
+    assert len(stored()) == 1
+    scores.evaluate(patchcore(), pad, small, seeds=1, pixels=False)
+    assert calls == ["gather", "learn"] * 2
+
+
+def test_a_detector_learns_nothing_of_another_one(pad, small):
+    """Only its other seeds were measured, so it is as unfitted as before."""
+    first, second = patchcore().fit(data.Pictures(pad.train, small)), patchcore(bank=30)
+    scores.evaluate_many({"first": first, "second": second}, pad, small, seeds=[3])
+    with pytest.raises(NotFittedError):
+        second.predict(torch.zeros(1, 3, 64, 64))
+
+
+def test_stored_rows_are_not_measured_again(pad, small, calls):
+    first = scores.evaluate(patchcore(), pad, small, seeds=2)
+    calls.clear()
+    again = scores.evaluate(patchcore(), pad, small, seeds=2)
+    assert calls == []
+    assert again.astype(str).equals(first.astype(str))
+    more = scores.evaluate(patchcore(), pad, small, seeds=[5, 1, 0])
+    assert calls == ["gather", "learn"]
+    assert more["seed"].tolist() == [5, 1, 0]
+    assert len(stored()) == 3
+
+
+def test_force_measures_again(pad, small, calls):
+    for _ in range(2):
+        scores.evaluate(patchcore(), pad, small, seeds=1, force=True)
+    assert calls == ["gather", "learn"] * 2
+    assert len(stored()) == 1
+
+
+@pytest.mark.parametrize(("changed", "again"), [
+    ({"bank": 21}, True), ({"score": "reweighted"}, True), ({"search": "faiss"}, True),
+    ({"search_threads": 1}, False), ({"memory_limit_gb": 2.0}, False), ({"bank": "20"}, False)])
+def test_what_a_row_stands_for(pad, small, calls, changed, again):
+    scores.evaluate(patchcore(), pad, small, seeds=1)
+    scores.evaluate(patchcore(**changed), pad, small, seeds=1)
+    assert calls.count("gather") == 1 + again
+
+
+def test_other_pictures_or_preprocessing_are_measured(pad, small, calls):
+    scores.evaluate(patchcore(), pad, small, seeds=1)
+    scores.evaluate(patchcore(), pad, dataclasses.replace(small, crop=48), seeds=1)
+    scores.evaluate(patchcore(), pad.subset(train=3), small, seeds=1)
+    scores.evaluate(patchcore(), pad.subset(test=4), small, seeds=1)
+    assert calls.count("gather") == 4
+    assert len(stored()) == 4
+
+
+@pytest.mark.parametrize("removed", [["000"], ["000", "001", "002"]])
+def test_pixel_metrics_only_with_all_masks(make_category, small, removed):
+    root = make_category()
+    for number in removed:
+        (root / f"pad/ground_truth/hole/{number}_mask.png").unlink()
+    row = scores.evaluate(patchcore(), data.scan(root, "pad"), small, seeds=1).iloc[0]
+    assert row["pixel_auroc"] is row["pro"] is None
+    assert 0 <= row["image_auroc"] <= 1
+
+
+@pytest.mark.parametrize(("good", "bad", "only"), [(3, 0, "nominal"), (0, 3, "anomalous")])
+def test_one_class_is_refused_before_the_work(make_category, small, calls, good, bad, only):
+    category = data.scan(make_category(good=good, bad=bad), "pad")
+    with pytest.raises(ValueError, match=f"all 3 here are {only}"):
+        scores.evaluate(patchcore(), category, small)
+    assert calls == []
+
+
+def test_copy_of_a_training_picture_is_refused_before_the_work(make_category, small, calls):
+    root = make_category()
+    shutil.copy(root / "pad/train/good/000.png", root / "pad/test/hole/009.png")
+    with pytest.raises(data.DataError, match=r"009.png: test picture is a copy"):
+        scores.evaluate(patchcore(), data.scan(root, "pad"), small)
+    assert calls == []
+
+
+def test_score_that_is_no_number_names_its_picture(pad, small, monkeypatch):
+    def score(found, finder, b):
+        return torch.tensor([1.0, 2, 3, 4, float("nan"), 5])
+
+    monkeypatch.setitem(scoring.RULES, "max", scoring.Rule(score, lambda b: 1, False))
+    with pytest.raises(ValueError, match=r"1 of 6 scores are NaN .*: hole/001\.png"):
+        scores.evaluate(patchcore(), pad, small, seeds=1)
+    assert stored() == []
+
+
+@pytest.mark.parametrize("seeds", [0, []])
+def test_no_seed_is_refused(pad, small, seeds):
+    with pytest.raises(ValueError, match="seeds: needs at least one"):
+        scores.evaluate(patchcore(), pad, small, seeds=seeds)
+
+
+def test_file_of_weights_counts_by_content_not_by_place(pad, small, tmp_path):
+    subjects = []
+    for folder, content in (("a", b"1"), ("b", b"1"), ("c", b"2")):
+        file = tmp_path / folder / "net.safetensors"
+        file.parent.mkdir()
+        file.write_bytes(content)
+        subjects.append(scores.subject(patchcore(weights=str(file)), pad, small, seed=0))
+    assert subjects[0] == subjects[1] != subjects[2]
+
+
+def test_time_is_a_stored_row(pad, small, calls):
+    row = scores.measure_time(patchcore(), pad, small, pictures=2, warmup=1, repeats=3)
+    assert calls == ["gather", "learn"]
+    assert np.shape(row["raw_s"]) == (2, 3, 4)
+    assert list(row["stage_ms"]) == ["extraction", "embedding", "search", "score"]
+    assert row["total_ms"] == pytest.approx(sum(row["stage_ms"].values()))
+    assert row["protocol"]["pictures"] == 2
+    assert row["threads"] == row["protocol"]["threads"] == torch.get_num_threads()
+    assert scores.measure_time(patchcore(), pad, small, pictures=2, warmup=1, repeats=3) == row
+    assert calls == ["gather", "learn"]
+    assert len(stored("time")) == 1
+
+
+@pytest.mark.parametrize("changed", [
+    {"pictures": 1}, {"warmup": 0}, {"repeats": 2}, {"batch_size": 2}, {"threads": 1}, {"force": True}])
+def test_another_protocol_is_measured(pad, small, monkeypatch, changed):
+    detector = patchcore().fit(data.Pictures(pad.train, small))
+    protocol = {"pictures": 2, "warmup": 1, "repeats": 1, "threads": 2}
+    scores.measure_time(detector, pad, small, **protocol)
+    seen, genuine = [], timing.measure
+    monkeypatch.setattr(timing, "measure", lambda detector, images, **how: seen.append(
+        {"pictures": len(images), "batch_size": len(images[0]), **how}) or genuine(detector, images, **how))
+    scores.measure_time(detector, pad, small, **protocol)
+    assert seen == []
+    scores.measure_time(detector, pad, small, **{**protocol, **changed})
+    expected = {"batch_size": 1, **protocol, **changed}
+    expected.pop("force", None)
+    assert seen == [expected]
+
+
+def test_time_uses_a_fitted_detector_and_repeats_pictures(pad, small, calls, monkeypatch):
+    detector = patchcore().fit(data.Pictures(pad.train, small))
+    calls.clear()
+    seen = []
+    monkeypatch.setattr(timing, "measure", lambda detector, images, **how: seen.extend(images)
+                        or timing.Timing(("all",), np.ones((1, 1, 1)), 1.0, 1, 1))
+    scores.measure_time(detector, pad, small, pictures=4, batch_size=2)
+    expected = torch.stack([small.image(pad.test[index % 6].path) for index in range(8)])
+    assert torch.equal(torch.cat(seen), expected)
+    assert calls == []
+
+
+def test_many_times_fit_from_one_extraction(pad, small, monkeypatch):
+    read, genuine = [], data.Preprocess.image
+    detectors = {"first": patchcore(), "second": patchcore(layers=(2,)), "fitted": patchcore(bank=25)}
+    detectors["fitted"].fit(data.Pictures(pad.train, small))
+    monkeypatch.setattr(data.Preprocess, "image", lambda self, path: read.append(path) or genuine(self, path))
+    rows = scores.measure_times(detectors, pad, small, pictures=1, warmup=0, repeats=1)
+    assert sorted(read) == sorted(sample.path for sample in (*pad.train, pad.test[0]))
+    assert list(rows) == list(detectors)
+    assert [row["parameters"]["layers"] for row in rows.values()] == [[1], [2], [1]]
+    read.clear()
+    assert scores.measure_times(detectors, pad, small, pictures=1, warmup=0, repeats=1) == rows
+    assert read == []
+
+
+def test_compare_times_what_it_cannot_judge(pad, small):
+    """No weights for resnet34 here: its time is measured with random ones, its AUROC is not."""
+    detectors = {"own": patchcore(weights="bundled"), "other": patchcore(weights="bundled", backbone="resnet34")}
+    rows, times = scores.compare(detectors, pad, small, seeds=2, pictures=1)
+    assert list(rows) == ["own"] and len(rows["own"]) == 2
+    assert rows["own"]["pixel_auroc"].isna().all()
+    assert {name: row["weights"]["source"] for name, row in times.items()} == {"own": "bundled", "other": "random"}
+    assert detectors["other"].weights == "bundled"
+
+
+def test_time_without_test_pictures_takes_training_pictures(make_category, small):
+    category = data.scan(make_category(good=0, bad=0), "pad")
+    row = scores.measure_time(patchcore(), category, small, pictures=1, warmup=0, repeats=1)
+    assert row["total_ms"] > 0
+
+
+@pytest.mark.parametrize("arguments", [{"pictures": 0}, {"batch_size": 0}, {"repeats": 0}, {"warmup": -1}])
+def test_time_refuses(pad, small, arguments):
+    (name, value), = arguments.items()
+    with pytest.raises(ValueError, match=f"{name}={value}"):
+        scores.measure_time(patchcore(), pad, small, **arguments)
+
+
+def test_worst_are_high_nominal_and_low_anomalous(pad):
+    assert scores.worst(pad, [1, 3, 2, 9, 0, 5], count=2) == [1, 2, 4, 5]
+    assert scores.worst(pad, [1, 3, 2, 9, 0, 5], count=9) == [1, 2, 0, 4, 5, 3]

@@ -1,0 +1,125 @@
+"""All notebooks: their anatomy, and one run of the whole smoke profile through the command line."""
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+
+import nbformat
+import papermill
+import pytest
+import yaml
+
+from thesis_lib.batch import run
+from thesis_lib.core import paths
+from thesis_lib.report import pages, tables
+
+SOURCES = sorted(paths.notebooks().glob("*.ipynb"))
+
+
+def code_of(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+@pytest.fixture(params=SOURCES, ids=lambda file: file.stem)
+def notebook(request):
+    return request.param, nbformat.read(request.param, as_version=4)
+
+
+def test_valid_clean_and_without_definitions(notebook):
+    _, content = notebook
+    nbformat.validate(content)
+    assert "papermill" not in content.metadata
+    for cell in code_of(content):
+        assert not cell.outputs and cell.execution_count is None
+        assert not [node for node in ast.parse(cell.source).body
+                    if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef)]
+        assert len(cell.source.splitlines()) <= 21, f"a cell of {len(cell.source.splitlines())} lines does too much"
+
+
+def test_head_names_section_and_question(notebook):
+    file, content = notebook
+    head = content.cells[0].source
+    title, about, question = rf"# {file.stem[:2]} ", "**Thesis:**", r"\*\*Question:\*\*[^?]*\?"
+    assert re.match(title, head) and about in head and re.search(question, head)
+    assert "parameters" in content.cells[1].metadata.get("tags", [])
+    assert "stamp.show()" in content.cells[2].source
+
+
+def test_every_parameter_is_explained_read_and_seen_by_papermill(notebook):
+    file, content = notebook
+    parameters = run.parameters_of(file)
+    rest = "\n".join(cell.source for cell in code_of(content)[1:])
+    names = {node.id for node in ast.walk(ast.parse(rest)) if isinstance(node, ast.Name)}
+    for name, (_, _, text) in parameters.items():
+        assert text, f"{name} has no comment"
+        assert name in names, f"{name} is never read"
+    assert set(papermill.inspect_notebook(str(file))) == set(parameters)
+
+
+def test_results_depend_on_nothing_typed_twice():
+    """The titles in README's table and those of the notebooks are the same."""
+    readme = (paths.root() / "README.md").read_text(encoding="utf-8")
+    for line in tables.contents("nothing executed").itertuples():
+        title, file = re.match(r"\[(.*)\]\((.*)\)", line.notebook).groups()
+        assert f"| [{title}](outputs/rendered/{file}) | {line.thesis} | {line.question} |" in readme
+
+
+def test_profiles_plan():
+    for profile in yaml.safe_load((paths.notebooks() / "runs.yml").read_text(encoding="utf-8")):
+        order = [task.notebook.stem for task in run.plan(profile)]
+        assert sorted(set(order)) == [file.stem for file in SOURCES] and order[-1] == "00_start_here"
+
+
+def test_smoke_profile_runs_resumes_and_can_be_shown(demo_data, tmp_path):
+    """`thesis run` as README gives it: every notebook done, the second call skips all in seconds."""
+    environment = os.environ | {"THESIS_DATA": str(demo_data.parent), "THESIS_OUTPUTS": str(tmp_path)}
+    command = [sys.executable, "-m", "thesis_lib.commands.main", "run", "--profile", "smoke"]
+    first = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert f"{len(SOURCES)} notebooks: {len(SOURCES)} done" in first.stdout
+    second = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert second.returncode == 0 and f"{len(SOURCES)} notebooks: {len(SOURCES)} skipped" in second.stdout
+
+    pages = tmp_path / "notebooks" / "smoke"
+    for file in SOURCES:
+        shown = json.loads((pages / file.name).read_text(encoding="utf-8"))
+        outputs = [output for cell in shown["cells"] for output in cell.get("outputs", [])]
+        streams = "".join("".join(output["text"]) for output in outputs if output.get("name") == "stderr")
+        assert not streams, f"{file.stem} writes to stderr: {streams[:300]}"
+        assert not any("application/vnd.jupyter.widget-view+json" in output.get("data", {}) for output in outputs)
+    start = (pages / "00_start_here.ipynb").read_text(encoding="utf-8")
+    assert "not executed yet" not in start.split("## A detector in four lines")[0], "00 runs before the others"
+
+
+@pytest.mark.parametrize("spoil", ["error", "stale", "path", "size", "unexecuted", "failed"])
+def test_render_refuses(spoil, tmp_path, monkeypatch):
+    monkeypatch.setenv("THESIS_OUTPUTS", str(tmp_path))
+    task = run.plan("smoke", only=["02"])[0]
+    monkeypatch.setattr(run, "plan", lambda profile: [task])
+    output = {"output_type": "error", "ename": "Boom"} if spoil == "error" else \
+        {"output_type": "stream", "text": {"path": str(tmp_path), "size": "x" * 2_000_000}.get(spoil, "")}
+    page = {"cells": [{"cell_type": "code", "outputs": [output]}], "metadata": {}}
+    task.output.parent.mkdir(parents=True)
+    task.output.write_text(json.dumps(page))
+    task.record.write_text(json.dumps({"state": spoil if spoil == "failed" else "done", "message": "KeyError (In [3])",
+                                       "key": "old" if spoil == "stale" else task.key}))
+    if spoil == "unexecuted":
+        task.record.unlink()
+    reason = {"error": "Boom", "stale": "stale", "unexecuted": "was not executed", "failed": "failed.*KeyError",
+              "path": "shows the folder", "size": r"2\.0 MB"}[spoil]
+    with pytest.raises(pages.RenderError, match=f"02_auroc.*{reason}"):
+        pages.publish("smoke")
+    assert not paths.rendered().exists()
+
+
+def test_the_committed_set_is_whole_and_shows_no_machine():
+    committed = sorted((paths.root() / "outputs" / "rendered").glob("*.ipynb"))
+    assert [file.name for file in committed] == [file.name for file in SOURCES]
+    for file in committed:
+        text = file.read_text(encoding="utf-8")
+        assert file.stat().st_size < 1.5e6
+        assert not re.search(r'"output_type": "error"|/(home|root|Users|work|tmp)/', text)
+        assert re.search(r'"exception": (null|false)', text) and '"execution_count": 3' in text

@@ -1,0 +1,201 @@
+"""Every engine equals brute force, ties allowed, and leaves the thread settings as they were."""
+
+import faiss
+import numpy as np
+import pytest
+import torch
+
+from thesis_lib.patches import search
+
+
+def brute_force(bank, vectors, k):
+    """Distances (Q, k) in float64, ascending, and all distances (Q, M)."""
+    every = np.linalg.norm(vectors.double().numpy()[:, None] - bank.double().numpy()[None], axis=2)
+    return np.sort(every, axis=1)[:, :k], every
+
+
+def assert_same_neighbours(distances, indices, bank, vectors, tolerance=1e-3):
+    """Distances agree rank by rank; each row named is as far as its rank says, and named once."""
+    expected, every = brute_force(bank, vectors, distances.shape[1])
+    np.testing.assert_allclose(distances, expected, atol=tolerance)
+    np.testing.assert_allclose(np.take_along_axis(every, indices.numpy(), axis=1), expected, atol=tolerance)
+    assert all(len(set(row)) == len(row) for row in indices.tolist())
+
+
+def data(queries=23, rows=600, dim=6, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, dim, generator=generator), torch.randn(queries, dim, generator=generator)
+
+
+@pytest.fixture(params=search.ENGINES)
+def engine(request):
+    return search.ENGINES[request.param]
+
+
+@pytest.mark.parametrize("k", [1, 2, 9, 300, 600])
+@pytest.mark.parametrize("dim", [1, 6, 70])
+def test_equals_brute_force(engine, k, dim):
+    bank, vectors = data(dim=dim)
+    distances, indices = engine().fit(bank).query(vectors, k)
+    assert distances.shape == indices.shape == (23, k)
+    assert (distances.dtype, indices.dtype) == (torch.float32, torch.int64)
+    assert_same_neighbours(distances, indices, bank, vectors)
+
+
+@pytest.mark.parametrize("k", [1, 4])
+@pytest.mark.parametrize(("block", "fewest", "rows"), [(4200, 1, 7), (1, 3, 3), (1, 1, 1), (2**21, 64, 23)])
+def test_blocks_of_any_size_give_the_same(monkeypatch, k, block, fewest, rows):
+    """23 queries of a bank of 600: a last block of two, the fewest, single queries, one block."""
+    monkeypatch.setattr(search, "BLOCK", block)
+    monkeypatch.setattr(search, "FEWEST", fewest)
+    sizes, genuine = [], torch.addmm
+    monkeypatch.setattr(torch, "addmm", lambda *args, **kw: sizes.append(len(args[1])) or genuine(*args, **kw))
+    bank, vectors = data()
+    assert_same_neighbours(*search.Torch().fit(bank).query(vectors, k), bank, vectors)
+    assert max(sizes) == rows and sum(sizes) == 23
+
+
+@pytest.mark.parametrize("many", [138, 139])
+@pytest.mark.parametrize("k", [1, 4])
+def test_auto_takes_faiss_for_many_queries(monkeypatch, k, many):
+    monkeypatch.setattr(search, "MANY", many)
+    asked, genuine = [], search.faiss.knn
+    monkeypatch.setattr(search.faiss, "knn", lambda *given: asked.append(len(given[0])) or genuine(*given))
+    bank, vectors = data()
+    assert_same_neighbours(*search.Auto().fit(bank).query(vectors, k), bank, vectors)
+    assert asked == [23] * (many == 138), "23 queries of 6 numbers"
+
+
+@pytest.mark.parametrize(("k", "tolerance"), [(1, 1e-5), (3, 1e-2)])      # of nearly equal ones another may be third
+def test_auto_is_exact_where_distances_cancel(k, tolerance):
+    """Queries beside bank rows far from the origin: FAISS alone has lost all digits."""
+    bank, noise = data(queries=2000, rows=50, dim=70)
+    assert noise.numel() >= search.MANY
+    bank = 100 + bank
+    vectors = bank[torch.arange(2000) % 50] + 1e-3 * noise
+    exact, _ = brute_force(bank, vectors, k)
+    found, alone = (kind().fit(bank).query(vectors, k)[0].numpy() for kind in (search.Auto, search.Faiss))
+    np.testing.assert_allclose(found, exact, rtol=tolerance)
+    assert np.abs(alone / exact - 1).max() > 0.1
+
+
+def test_no_queries_give_no_neighbours(engine):
+    distances, indices = engine().fit(data()[0]).query(torch.empty(0, 6))
+    assert distances.shape == indices.shape == (0, 1)
+
+
+@pytest.mark.parametrize("k", [1, 3, 7])
+def test_ties_name_each_row_once(engine, k):
+    bank = torch.tensor([[0.0, 0], [0, 0], [0, 0], [2, 0], [0, 2], [0, 2], [9, 9]])
+    vectors = torch.tensor([[0.0, 0], [1, 1], [0, 2]])
+    assert_same_neighbours(*engine().fit(bank).query(vectors, k), bank, vectors)
+
+
+@pytest.mark.parametrize("k", [1, 5])
+def test_squared_is_the_square(engine, k):
+    bank, vectors = data()
+    plain, rows = engine("l2").fit(bank).query(vectors, k)
+    squared, same_rows = engine("l2_squared").fit(bank).query(vectors, k)
+    torch.testing.assert_close(squared, plain**2)
+    assert torch.equal(rows, same_rows)
+
+
+def test_a_bank_row_is_at_distance_zero(engine):
+    bank, _ = data(dim=64)
+    distances, indices = engine().fit(bank + 30).query(bank + 30)
+    assert not distances.isnan().any()
+    assert distances.max() < 0.4        # the product form rounds |x|^2 = 60000 to about 0.02
+    assert indices[:, 0].tolist() == list(range(600))
+
+
+def test_takes_slices_and_doubles(engine):
+    bank, vectors = data(dim=8)
+    expected = engine().fit(bank[:, ::2].clone()).query(vectors[:, ::2].clone(), 2)
+    got = engine().fit(bank.double()[:, ::2]).query(vectors.double()[:, ::2], 2)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def test_fit_replaces_the_bank(engine):
+    bank, vectors = data()
+    finder = engine().fit(bank).fit(bank[:10])
+    assert_same_neighbours(*finder.query(vectors, 2), bank[:10], vectors)
+    with pytest.raises(ValueError, match="k=11 neighbours asked of a bank of 10 rows"):
+        finder.query(vectors, 11)
+
+
+def test_input_is_left_alone(engine):
+    bank, vectors = data()
+    before = bank.clone(), vectors.clone()
+    engine().fit(bank).query(vectors, 3)
+    assert torch.equal(bank, before[0])
+    assert torch.equal(vectors, before[1])
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize(("name", "read", "write"), [
+    ("faiss", faiss.omp_get_max_threads, faiss.omp_set_num_threads),
+    ("torch", torch.get_num_threads, torch.set_num_threads)])
+def test_threads_are_set_while_searching_and_restored(monkeypatch, name, read, write, fails):
+    """Read the setting inside the engine's own call, also when that call fails."""
+    seen, (bank, vectors) = [], data()
+    finder = search.ENGINES[name](threads=1).fit(bank)
+    owner, method = (faiss.IndexFlatL2, "search") if name == "faiss" else (torch, "addmm")
+    genuine = getattr(owner, method)
+
+    def spy(*args, **kwargs):
+        seen.append(read())
+        if fails:
+            raise RuntimeError("broken on purpose")
+        return genuine(*args, **kwargs)
+
+    monkeypatch.setattr(owner, method, spy)
+    before = read()
+    try:
+        write(2)
+        with pytest.raises(RuntimeError) if fails else monkeypatch.context():
+            finder.query(vectors)
+        assert (seen, read()) == ([1], 2)
+    finally:
+        write(before)
+
+
+@pytest.mark.parametrize("dim", [1, 6, 70])
+@pytest.mark.parametrize(("first", "fewest"), [(2, 1), (5, 4), (200, 64), (599, 7), (600, 7)])
+def test_pruned_finds_the_farthest_patch_and_bounds_the_others(monkeypatch, first, fewest, dim):
+    """Against brute force; some patches are rows of the bank, and two are equally far."""
+    monkeypatch.setattr(search, "FIRST", first)
+    monkeypatch.setattr(search, "FEWEST", fewest)
+    bank, vectors = data(dim=dim, queries=90)
+    vectors = torch.cat([bank[590:], vectors, vectors[vectors.norm(dim=1).argmax()][None]])
+    _, every = brute_force(bank, vectors, 1)
+    nearest = every.min(axis=1)
+    for order in (torch.arange(101), torch.arange(101).flip(0)):
+        distances, indices = search.Pruned().fit(bank).bounds(vectors[order])
+        np.testing.assert_allclose(distances[:, 0], every[order, indices[:, 0]], atol=1e-3)
+        assert (distances[:, 0].numpy() > nearest[order] - 1e-4).all()
+        assert distances.argmax() == torch.from_numpy(nearest[order]).argmax()      # the first of the equal ones
+        assert distances.max().item() == pytest.approx(nearest.max(), abs=1e-4)
+
+
+def test_pruned_looks_at_the_whole_bank_for_few_patches(monkeypatch):
+    """Clusters, and one patch that lies far from all of them: 1 + 1 blocks of the exact search are enough."""
+    generator = torch.Generator().manual_seed(0)
+    bank = torch.randn(2000, 8, generator=generator)
+    vectors = torch.cat([bank[:1000] + 0.01, torch.full((1, 8), 9.0)])
+    finder, asked = search.Pruned().fit(bank), []
+    genuine = search.Pruned._nearest
+    monkeypatch.setattr(search.Pruned, "_nearest", lambda self, x, k: asked.append(len(x)) or genuine(self, x, k))
+    distances, _ = finder.bounds(vectors)
+    assert distances.argmax() == 1000 and asked == [search.FEWEST]
+
+
+def test_no_threads_given_keeps_the_setting():
+    before = torch.get_num_threads(), faiss.omp_get_max_threads()
+    for engine in search.ENGINES.values():
+        engine().fit(data()[0]).query(data()[1])
+    assert (torch.get_num_threads(), faiss.omp_get_max_threads()) == before
+
+
+def test_unknown_distance_is_refused(engine):
+    with pytest.raises(ValueError, match=r"distance='cosine'.*l2, l2_squared"):
+        engine("cosine")

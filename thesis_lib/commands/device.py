@@ -1,0 +1,100 @@
+"""The commands for a device: `thesis measure` and `thesis detect`. They need a bundle and neither torch nor FAISS."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from thesis_lib.commands import exit_codes
+
+
+def add(commands) -> None:
+    what = "check a bundle of `thesis export`, then its stage times by the thesis' protocol"
+    measure = commands.add_parser("measure", help=what, description=what)
+    measure.add_argument("bundle", help="folder that `thesis export` wrote")
+    measure.add_argument("--images", metavar="DIR", help="folder of pictures to time (default: those of the bundle)")
+    measure.add_argument("--threads", type=_numbers, default=(None,), metavar="1,2,4",
+                         help="of the network and the search, one measurement each (default: all processors)")
+    _engine(measure)
+    measure.add_argument("--out", type=Path, help="file for the rows, one a line (default: outputs/results)")
+    measure.add_argument("--pictures", type=int, default=5, help="pictures to time (default 5)")
+    measure.add_argument("--warmup", type=int, default=3, help="untimed passes per picture (default 3)")
+    measure.add_argument("--repeats", type=int, default=5, help="timed passes per picture (default 5)")
+    measure.set_defaults(do=_measure)
+
+    what = "score pictures with a bundle of `thesis export`"
+    detect = commands.add_parser("detect", help=what, description=what + ". A picture that cannot be read does not "
+                                 "stop the others, but the exit code is then 1, or 2 where none could be.")
+    detect.add_argument("bundle", help="folder that `thesis export` wrote")
+    detect.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE")
+    _engine(detect)
+    detect.add_argument("--threads", type=int, help="of the network and the search (default: all processors)")
+    detect.add_argument("--maps", action="store_true", help="write PICTURE_anomaly.png beside each: grey, the "
+                        "threshold is the middle")
+    detect.set_defaults(do=_detect)
+
+
+def times(name: str, row: dict) -> str:
+    stages = ", ".join(f"{stage} {ms:.2f}" for stage, ms in row["stage_ms"].items())
+    return (f"{name}: {row['total_ms']:.2f} ms a batch of {row['batch_size']} ({stages}), "
+            f"{row['images_per_s']:.1f} pictures/s, {row['threads']} threads, spread {100 * row['spread']:.0f} %")
+
+
+def _measure(args: argparse.Namespace) -> int:
+    from thesis_lib.core import files, results
+    from thesis_lib.device import run
+    from thesis_lib.device.bundle import Bundle
+
+    bundle = Bundle.open(args.bundle)
+    images = run.pictures_of(args.images) if args.images else ()
+    rows = []
+    for threads in args.threads:
+        row = run.measure(bundle, engine=args.engine, threads=threads, images=images,
+                          pictures=args.pictures, warmup=args.warmup, repeats=args.repeats)
+        parity = row["parity"]
+        print(f"scores of the bundle's {parity['pictures']} pictures: at most {100 * parity['difference']:.2g} % from "
+              f"those at export (limit {100 * parity['limit']:.2g} %)")
+        print(times(row["category"], row))
+        known = [f"{name} {row['before'][name]} to {then}" for name, then in row["after"].items() if then is not None]
+        print(", ".join([f"  first call {row['first_call_ms']:.1f} ms, loading {row['load_ms']:.0f} ms, peak memory "
+                         f"{row['peak_memory_gb']:.2f} GB", *known]))
+        for line in run.complaints(row):
+            print(f"thesis: warning: {line}", file=sys.stderr)
+        rows.append(row)
+        if not args.out:
+            files.write(results.path_of(row), results.line(row))
+            print(f"  {results.path_of(row)}")
+    if args.out:
+        files.write(args.out, "".join(map(results.line, rows)))
+        print(f"{args.out}: for outputs/results/devices of the desktop, one row for each of threads "
+              f"{', '.join(str(row['threads']) for row in rows)}")
+    return 0
+
+
+def _detect(args: argparse.Namespace) -> int:
+    from thesis_lib.core.preprocess import DataError
+    from thesis_lib.device import run
+    from thesis_lib.device.bundle import Bundle
+
+    bundle = Bundle.open(args.bundle)
+    threshold, failed = bundle.threshold(args.engine), 0
+    for file, detected in run.detect(bundle, args.pictures, engine=args.engine, threads=args.threads):
+        if isinstance(detected, DataError):
+            print(f"thesis: {detected}", file=sys.stderr)
+            failed += 1
+            continue
+        print(f"{detected.score:.4f}  {'anomalous' if detected.score > threshold else 'OK':<9}  {file}")
+        if args.maps:
+            run.save_map(detected, threshold, bundle.preprocess.side, file.with_name(f"{file.stem}_anomaly.png"),
+                         bundle.floor(args.engine))
+    return exit_codes.after(failed, len(args.pictures) - failed)
+
+
+def _engine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--engine", choices=("float", "int8"), default="float", help="float32 or 8 bit integers")
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: needs numbers such as 1,2,4") from None

@@ -1,0 +1,62 @@
+"""Is this machine all right? Each library is tried in a process of its own, so that a crash is a line, not an end."""
+
+import importlib.util
+import signal
+import subprocess
+import sys
+
+from thesis_lib.core import paths, stamp
+
+# What a device needs for a bundle, and what the rest of the library needs.
+DEVICE = {"numpy": "import numpy; (numpy.ones((64, 64)) @ numpy.ones((64, 64))).sum(); print(numpy.__version__)",
+          "onnxruntime": "import onnxruntime; print(onnxruntime.__version__)"}
+CHECKS = {
+    **DEVICE,
+    "torch": "import torch; (torch.ones(64, 64) @ torch.ones(64, 64)).sum(); print(torch.__version__)",
+    "torchvision": "from thesis_lib import backbones; b = backbones.load('resnet18', (1,), 'random'); import torch; "
+                   "b(torch.zeros(1, 3, 64, 64)); print(backbones.torchvision().__version__)",
+    "faiss": "import faiss, numpy; i = faiss.IndexFlatL2(8); i.add(numpy.ones((9, 8), 'f4')); "
+             "i.search(numpy.ones((2, 8), 'f4'), 1); print(faiss.__version__)",
+    "torch's network in onnxruntime": "import torch, onnxruntime; from thesis_lib import engines; "
+                   "b = engines.build('resnet18', (1,), 'random', 'fast'); b(torch.zeros(1, 3, 64, 64)); "
+                   "print(onnxruntime.__version__)",
+    "torch, then faiss": "import torch, faiss, numpy; torch.ones(512, 512) @ torch.ones(512, 512); "
+                         "i = faiss.IndexFlatL2(64); i.add(numpy.ones((999, 64), 'f4')); "
+                         "i.search(numpy.ones((99, 64), 'f4'), 1); print('together')",
+}
+
+
+ADVICE = ("; a device needs no torch: measure and detect with a bundle of `thesis export` (docs/guides/device.md). "
+          "Known on a Raspberry Pi 4 of the wheels of torch 2.4.0, 2.6.0 and 2.10.0; others have not been tried there")
+
+
+def examine() -> bool:
+    """Print one line per check, then the stamp; True when all is well.
+
+    torch wheels that die of an illegal instruction (known on a Raspberry Pi 4) are named as such. Where torch is not
+    installed at all, only what a bundle needs is looked at.
+    """
+    small = importlib.util.find_spec("torch") is None
+    lines = [_line(name, code) for name, code in (DEVICE if small else CHECKS).items()]
+    if small:
+        print("none  torch: not installed; this machine can measure and detect with a bundle of `thesis export`")
+    for name, folder in (("data", paths.data()), ("outputs", paths.outputs())):
+        print(f"{'ok   ' if folder.is_dir() else 'new  '} {name}: {folder}")
+    if all(lines):
+        stamp.show({} if small else None)
+    return all(lines)
+
+
+def _line(name: str, code: str) -> bool:
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    if child.returncode == 0:
+        print(f"ok    {name}: {child.stdout.strip()}")
+        return True
+    if child.returncode < 0:
+        reason = f"killed by {signal.Signals(-child.returncode).name}"
+        if -child.returncode == signal.SIGILL:
+            reason += ": this build uses instructions that the processor lacks" + (ADVICE if "torch" in code else "")
+    else:
+        reason = (child.stderr.strip().splitlines() or ["no message"])[-1]
+    print(f"FAIL  {name}: {reason}")
+    return False

@@ -1,0 +1,170 @@
+"""The command `thesis`: run the notebooks, evaluate, time or export one method, look after data and machine."""
+
+import argparse
+import logging
+import sys
+import traceback
+from pathlib import Path
+
+from thesis_lib.commands import device, exit_codes, methods
+from thesis_lib.core.errors import ThesisError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; the exit code is one of `exit_codes`. What is wrong is told in one line on the error output."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("thesis_lib").setLevel(logging.INFO)
+    if sys.platform == "win32":
+        return _refuse("runs on Linux and macOS; on Windows, install it in the Windows Subsystem for Linux (WSL 2)")
+    try:
+        args = parser(arguments[0] if arguments else "").parse_args(arguments)
+        return args.do(args)
+    except ThesisError as error:
+        return _refuse(str(error))
+    except ModuleNotFoundError as error:
+        if (error.name or "thesis_lib").partition(".")[0] == "thesis_lib":
+            return _defect()
+        return _refuse(f"needs the package {error.name}, which the small installation for a device leaves out: "
+                       "pip install 'thesis-lib[full]'")
+    except OSError as error:
+        return _refuse(f"{error.filename}: {error.strerror}") if error.filename else _defect()
+    except KeyboardInterrupt:
+        print("thesis: interrupted; what was finished is stored, the same command goes on from there", file=sys.stderr)
+        return exit_codes.INTERRUPTED
+    except Exception:
+        return _defect()
+
+
+def _refuse(message: str) -> int:
+    print(f"thesis: error: {message}", file=sys.stderr)
+    return exit_codes.WRONG_INPUT
+
+
+def _defect() -> int:
+    traceback.print_exc()
+    print("thesis: this is a defect of thesis_lib and not of your input; please report it with the lines above",
+          file=sys.stderr)
+    return exit_codes.DEFECT
+
+
+def parser(command: str | None = None) -> argparse.ArgumentParser:
+    """Of the whole command line; with a command, the methods are left out where it is another one that has them: to
+    list their options torch is imported, which a device does not have.
+    """
+    top = argparse.ArgumentParser(prog="thesis", description=__doc__, epilog=exit_codes.TEXT)
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="execute the notebooks", description="Execute the notebooks of a profile in "
+                              "fresh processes. Finished ones are skipped, a failed one does not stop the others.")
+    run.add_argument("--profile", default="demo", help="smoke, demo, mvtec or pi of notebooks/runs.yml (default demo)")
+    run.add_argument("--only", action="append", default=[], metavar="NOTEBOOK", help="number or name; may be repeated")
+    run.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE",
+                     help="set a parameter in every notebook that has it; may be repeated")
+    run.add_argument("--jobs", type=int, default=1, help="notebooks at a time (default 1)")
+    run.add_argument("--scheduler", metavar="ADDRESS", help="Dask scheduler whose workers execute the notebooks, "
+                     "tcp://host:8786; data and outputs lie on a file system that all of them share")
+    run.add_argument("--force", action="store_true", help="execute finished ones again, too")
+    run.add_argument("--dry-run", action="store_true", help="show what would run, with parameters, and stop")
+    run.set_defaults(do=_run)
+
+    render = commands.add_parser("render", help="copy executed notebooks to outputs/rendered", description="Copy the "
+                                 "executed notebooks to outputs/rendered; refuses stale, failing or too large ones.")
+    render.add_argument("--profile", default="demo", help="whose executed notebooks (default demo)")
+    render.set_defaults(do=_render)
+
+    docs = commands.add_parser("docs", help="build the documentation site", description="Build the site from the "
+                               "executed notebooks and docs/; refuses stale, failing or unexecuted ones.")
+    docs.add_argument("--profile", default="demo", help="whose executed notebooks (default demo)")
+    docs.set_defaults(do=_docs)
+
+    methods.add(commands, command)
+    device.add(commands)
+
+    data = commands.add_parser("data", help="list, verify or generate pictures", description="Look after data sets.")
+    data.add_argument("action", choices=("list", "verify", "demo"),
+                      help="list: categories and counts; verify: open every picture, compare with Table 2.1 of the "
+                           "thesis; demo: generate the demo pictures")
+    data.add_argument("--data", default=None, help="folder of categories (default: demo, and all folders under data/)")
+    data.set_defaults(do=_data)
+
+    doctor = commands.add_parser("doctor", help="check this machine", description="Versions, threads, folders; torch "
+                                 "and faiss are tried in processes of their own: a crash is a line, not an end.")
+    doctor.set_defaults(do=_doctor)
+    return top
+
+
+def _run(args: argparse.Namespace) -> int:
+    from thesis_lib.batch import forecast, run
+    from thesis_lib.batch.plan import plan
+    overrides = {}
+    for item in args.parameter:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise ThesisError(f"-p {item}: needs name=value")
+        # A notebook runs in another folder: a path is meant from here.
+        overrides[name] = str(Path(value).resolve()) if "/" in value and Path(value).exists() else value
+    tasks = plan(args.profile, only=args.only, overrides=overrides)
+    if args.dry_run:
+        print(run.describe(tasks, force=args.force))
+    print(forecast.estimate(tasks, jobs=args.jobs, force=args.force), flush=True)
+    if args.dry_run:
+        return 0
+    if args.jobs > 1:
+        print(f"{args.jobs} notebooks at a time share the processor: their times are not comparable", file=sys.stderr)
+    outcomes = run.run(tasks, jobs=args.jobs, scheduler=args.scheduler, force=args.force)
+    print(run.table(outcomes))
+    if any(outcome.state in ("interrupted", "not started") for outcome in outcomes):
+        return exit_codes.INTERRUPTED
+    return 0 if all(outcome.state in ("done", "skipped") for outcome in outcomes) else exit_codes.SOME_FAILED
+
+
+def _render(args: argparse.Namespace) -> int:
+    from thesis_lib.report import pages
+    for page in pages.publish(args.profile):
+        print(f"{page.name}  {page.stat().st_size / 1e6:.2f} MB")
+    return 0
+
+
+def _docs(args: argparse.Namespace) -> int:
+    from thesis_lib.report import site
+    print(site.build(args.profile))
+    return 0
+
+
+def _data(args: argparse.Namespace) -> int:
+    from thesis_lib.core import paths
+    from thesis_lib.data import folders
+    if args.action == "demo":
+        print(folders.demo())
+        return 0
+    roots = [folders.resolve(args.data)] if args.data else sorted(
+        {folder.parent.parent.parent for folder in paths.data().glob("*/*/train/good")})
+    if not roots:
+        raise ThesisError(f"{paths.data()}: no data set yet; `thesis data demo` generates one, data/README.md says "
+                         "where real pictures come from")
+    problems = False
+    for root in roots:
+        names = folders.some_categories(root)
+        print(f"{root}")
+        if args.action == "verify":
+            report = folders.verify(root)
+            problems |= bool((report["problems"] != "").any())
+            print(report.to_string(index=False))
+            continue
+        for name in names:
+            category = folders.scan(root, name)
+            kinds = sorted({sample.defect for sample in category.test} - {"good"})
+            print(f"  {name}: {len(category.train)} train, {(category.labels == 0).sum()} good and "
+                  f"{category.labels.sum()} anomalous test pictures ({', '.join(kinds) or 'no defect'}), "
+                  f"{'masks' if category.has_masks else 'no masks'}")
+    return exit_codes.SOME_FAILED if problems else 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from thesis_lib.commands import doctor
+    return 0 if doctor.examine() else exit_codes.SOME_FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,205 @@
+"""The commands on one method: `thesis evaluate`, `thesis time`, `thesis export`; the fields of a method are options."""
+
+import argparse
+import dataclasses
+import json
+import sys
+import types
+import typing
+from collections.abc import Callable
+
+from thesis_lib.commands import device, exit_codes
+from thesis_lib.core.errors import ThesisError
+from thesis_lib.core.preprocess import DataError, Preprocess
+
+
+def add(commands, command: str | None) -> None:
+    """All three; their methods only for this command, or for None: to list them torch is imported."""
+    for name, do, what in (("evaluate", _evaluate, "image AUROC of a method on a data set"),
+                           ("time", _time, "stage times of a method by the thesis' protocol"),
+                           ("export", _export, "write a fitted method into a folder for a device without torch")):
+        one = commands.add_parser(name, help=what, description=what)
+        if command not in (None, name):
+            continue
+        methods = one.add_subparsers(required=True, metavar="METHOD", title="methods")
+        for method, options in _methods().items():
+            sub = methods.add_parser(method, help=options["about"], description=options["about"],
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+            _measuring_options(sub, options["fields"], name)
+            sub.set_defaults(do=do, method=method)
+
+
+def _methods() -> dict:
+    from thesis_lib.methods.registry import METHODS
+    return {name: {"about": method.__doc__ if not method.__doc__.startswith(method.__name__ + "(")
+                   else sys.modules[method.__module__].__doc__.strip().splitlines()[0],
+                   "fields": [field for field in dataclasses.fields(method) if field.name != "seed"]}
+            for name, method in METHODS.items()}
+
+
+def _measuring_options(parser: argparse.ArgumentParser, fields, command: str) -> None:
+    if command == "export":         # a bundle has two engines and a search of its own
+        fields = [field for field in fields if field.name not in ("engine", "search", "search_threads")]
+    parser.add_argument("--data", required=True, help="folder of categories in MVTec AD layout, or demo")
+    parser.add_argument("--category", required=True, action="append",
+                        help="folder below it, may be repeated; all takes every one")
+    for field in (*fields, *dataclasses.fields(Preprocess)):
+        default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+        kind = {"action": argparse.BooleanOptionalAction} if field.type is bool else {"type": converter(field.type)}
+        parser.add_argument(f"--{field.name.replace('_', '-')}", default=default,
+                            help=field.metadata["help"].replace("%", "%%"), **kind)
+    parser.add_argument("--threads", type=int, help="threads of torch (default: its own choice)")
+    parser.add_argument("--batch-size", type=int, default=1 if command == "time" else 8, help="pictures per batch")
+    parser.add_argument("--train-pictures", type=int, default=0, help="use only so many, evenly spaced; 0 is all")
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    if command != "evaluate":
+        parser.add_argument("--seed", type=int, default=0, help="seed of what is random in fit")
+    if command == "export":
+        parser.add_argument("--out", required=True, help="folder to write, must not be there yet")
+        parser.add_argument("--quantile", type=float, default=0.95, help="of the scores of held out training pictures: "
+                            "the threshold")
+        return
+    parser.add_argument("--pictures", type=int, default=5 if command == "time" else 0,
+                        help="pictures to time" + ("" if command == "time" else "; 0 times none"))
+    if command == "time":
+        parser.add_argument("--warmup", type=int, default=3, help="untimed passes per picture")
+        parser.add_argument("--repeats", type=int, default=5, help="timed passes per picture")
+    else:
+        parser.add_argument("--seeds", type=int, default=5, help="memory banks or draws of channels, from the same "
+                            "features; where nothing is random one is measured whatever is asked")
+        parser.add_argument("--test-pictures", type=int, default=0, help="use only so many, evenly spaced; 0 is all")
+    parser.add_argument("--force", action="store_true", help="measure again although a stored row is there")
+
+
+def converter(annotation) -> Callable[[str], object]:
+    """Text of an option -> value of the field's type; "none" where the annotation allows None."""
+    options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+
+    def convert(text: str):
+        if text.lower() == "none" and types.NoneType in options:
+            return None
+        for option in options:
+            try:
+                if typing.get_origin(option) is tuple:
+                    return tuple(int(part) for part in text.split(","))
+                if option is not types.NoneType:
+                    return option(text)
+            except ValueError:
+                continue
+        wanted = " or ".join("numbers such as 2,3" if typing.get_origin(option) is tuple
+                             else "none" if option is types.NoneType else option.__name__ for option in options)
+        raise argparse.ArgumentTypeError(f"{text!r}: needs {wanted}")
+
+    return convert
+
+
+def _measured(args: argparse.Namespace, measure: Callable) -> int:
+    """Build detector and preprocessing from the options, measure each category; a broken one stops only itself."""
+    import torch
+
+    from thesis_lib.data import folders
+    from thesis_lib.methods.registry import METHODS
+    if args.threads is not None:
+        if args.threads < 1:
+            raise ThesisError(f"--threads {args.threads}: needs at least 1")
+        torch.set_num_threads(args.threads)
+
+    def pick(cls):
+        return {field.name: getattr(args, field.name) for field in dataclasses.fields(cls) if hasattr(args, field.name)}
+
+    detector = METHODS[args.method](**pick(METHODS[args.method]))
+    preprocess = Preprocess(**pick(Preprocess))
+    root = folders.resolve(args.data)
+    names = folders.some_categories(root) if args.category == ["all"] else args.category
+    answers, failed = [], []
+    for name in names:
+        try:
+            category = folders.scan(root, name).subset(args.train_pictures, getattr(args, "test_pictures", 0))
+            # A copy: what is fitted on one category must not be timed on the next.
+            answers.append(measure(detector.reseeded(detector.seed), category, preprocess))
+        except DataError as error:
+            print(f"thesis: {name}: {error}", file=sys.stderr)
+            failed.append(name)
+    together = {"categories": answers, "failed": failed}
+    if len(answers) > 1 and "image_auroc" in answers[0]:
+        together["image_auroc"] = sum(answer["image_auroc"] for answer in answers) / len(answers)
+        print(f"mean of {len(answers)} categories: image AUROC {100 * together['image_auroc']:.1f} %")
+    if args.json:
+        print(json.dumps(answers[0] if len(names) == 1 and answers else together))
+    return exit_codes.after(len(failed), len(answers))
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from thesis_lib.evaluation import scores, stage_times
+    from thesis_lib.report import tables
+
+    if args.pictures < 0:
+        raise ThesisError(f"pictures={args.pictures}: needs at least 1, or 0 to time none")
+
+    def measure(detector, category, preprocess) -> dict:
+        rows = scores.evaluate(detector, category, preprocess, seeds=args.seeds, batch_size=args.batch_size,
+                                   force=args.force)
+        one = tables.summary(rows).iloc[0]
+        answer = {"method": args.method, "category": category.name, "weights": one["weights"], "seeds": len(rows),
+                  "image_auroc": one["auroc"] / 100, "low": one["low"] / 100, "high": one["high"] / 100,
+                  "sd": one["sd"] / 100, "per_seed": rows["image_auroc"].tolist(),
+                  "pixel_auroc": one["pixel_auroc"] / 100, "pro": one["pro"] / 100,
+                  "n_train": int(one["n_train"]), "n_test": int(one["n_test"]),
+                  "peak_memory_gb": float(rows["peak_memory_gb"].max()), "rows": rows["id"].tolist()}
+        print(f"{category.name}: image AUROC {100 * answer['image_auroc']:.1f} % "
+              f"(95 % interval {one['low']:.1f} to {one['high']:.1f}), {len(rows)} seeds "
+              + " ".join(f"{100 * value:.1f}" for value in answer["per_seed"])
+              + f", weights {one['weights']}" + (" (untrained: no statement about the method)"
+                                                 if one["weights"] == "random" else ""))
+        if "training.best_on_test" in rows:
+            print(f"{category.name}: after the last step; the best of the states on the way would have "
+                  f"{100 * rows['training.best_on_test'].mean():.1f} %, chosen by the test pictures")
+        if category.has_masks:
+            print(f"{category.name}: pixel AUROC {one['pixel_auroc']:.1f} %, PRO {one['pro']:.1f} %")
+        else:
+            print(f"{category.name}: pixel AUROC and PRO n/a, not every anomalous picture has a mask")
+        if args.pictures:
+            row = stage_times.measure_time(detector, category, preprocess, pictures=args.pictures, force=args.force)
+            answer |= {"stage_ms": row["stage_ms"], "total_ms": row["total_ms"]}
+            _print_times(category.name, row)
+        return {key: None if value != value else value for key, value in answer.items()}     # NaN is no JSON
+
+    return _measured(args, measure)
+
+
+def _time(args: argparse.Namespace) -> int:
+    from thesis_lib.evaluation import stage_times
+
+    def measure(detector, category, preprocess) -> dict:
+        detector = detector.reseeded(args.seed)
+        row = stage_times.measure_time(detector, category, preprocess, pictures=args.pictures, warmup=args.warmup,
+                                      repeats=args.repeats, batch_size=args.batch_size, threads=args.threads,
+                                      force=args.force)
+        _print_times(category.name, row)
+        return {key: value for key, value in row.items() if key not in ("raw_s", "stamp")}
+
+    return _measured(args, measure)
+
+
+def _print_times(name: str, row: dict) -> None:
+    noisy = " -- noisy, over 10 %: close other programs and use --force" if row["noisy"] else ""
+    print(device.times(name, row) + noisy)
+
+
+def _export(args: argparse.Namespace) -> int:
+    from thesis_lib.device import export
+
+    if len(args.category) > 1 or args.category == ["all"]:
+        raise ThesisError(f"--category {' '.join(args.category)}: a bundle is of one category")
+
+    def write(detector, category, preprocess) -> dict:
+        facts = export(detector.reseeded(args.seed), category, preprocess, args.out, batch_size=args.batch_size,
+                              quantile=args.quantile)
+        print(f"{args.out}: {args.method} fitted on {len(category.train)} pictures of {category.name}, "
+              f"{len(facts['pictures'])} pictures with expected scores")
+        for name, engine in facts["engines"].items():
+            print(f"  {name}: threshold {engine['threshold']:.4f}, expected scores {min(engine['scores']):.4f} to "
+                  f"{max(engine['scores']):.4f}")
+        return {"out": args.out, "thresholds": {name: one["threshold"] for name, one in facts["engines"].items()}}
+
+    return _measured(args, write)

@@ -1,0 +1,86 @@
+"""What does not fit into memory: a limit checked before the work, and a file for the features of a training set."""
+
+import mmap
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import psutil
+
+from thesis_lib.core import files
+from thesis_lib.core.errors import ThesisError
+
+if TYPE_CHECKING:       # a device has no torch
+    import torch
+
+GROUPS = Path("/sys/fs/cgroup")         # where Linux keeps the limits of a group of processes
+SHARE = 0.75                            # of the memory, that a piece of work may take where nobody says how much
+
+
+class MemoryLimitError(ThesisError):
+    """The work would not fit; the message gives the sizes and the ways out."""
+
+
+def usable_bytes() -> int:
+    """Memory of this machine, or of this process' control group where that has less: a SLURM job, a container."""
+    return min([psutil.virtual_memory().total, *_group_limits()])
+
+
+def check(needed_gb: float, limit_gb: float | None, what: str, instead: str) -> float:
+    """needed_gb, or MemoryLimitError when it is above the limit; None means 3/4 of the usable memory."""
+    limit = usable_bytes() * SHARE / 1e9 if limit_gb is None else limit_gb
+    if needed_gb > limit:
+        raise MemoryLimitError(f"{what} need {needed_gb:.2f} GB, the limit is {limit:.2f} GB; {instead}, or raise "
+                               "memory_limit_gb")
+    return needed_gb
+
+
+def peak_gb(children: bool = False) -> float:
+    """Largest resident size of this process so far, or of the largest of those it has waited for."""
+    import resource  # Windows has none
+
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN if children else resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9      # KiB on Linux, bytes on macOS
+
+
+def on_disk(batches: "Iterable[torch.Tensor]") -> np.memmap:
+    """The rows of all batches (b, ...) as one array (n, ...) float32 in an unnamed file, gone when it is let go of."""
+    n, shape = 0, ()
+    with files.unnamed() as file:
+        for batch in batches:
+            file.write(batch.contiguous().numpy().data)
+            n, shape = n + len(batch), batch.shape[1:]
+        if not n:
+            raise ThesisError("fit was given no pictures")
+        file.flush()
+        return np.memmap(file, dtype=np.float32, mode="r+", shape=(n, *shape))
+
+
+def release(array: np.ndarray) -> None:
+    """Drop from memory what was read of an array of `on_disk`; it stays in the file. Any other array is left alone."""
+    mapping = getattr(array, "_mmap", None)
+    if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapping.madvise(mmap.MADV_DONTNEED)
+
+
+def _group_limits(own: Path = Path("/proc/self/cgroup")) -> Iterator[int]:
+    """Limits in bytes of the control groups that this process is in, its own and those above; version 1 and 2."""
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory") and "memory" not in controllers.split(","):
+            continue
+        base, name = (GROUPS / "memory", "memory.limit_in_bytes") if controllers else (GROUPS, "memory.max")
+        folder = base / path.strip("/")
+        # Inside a container the path is that of the host and not there: its own group then lies at the top.
+        for group in [folder, *folder.parents]:
+            if group == base or base in group.parents:
+                try:
+                    yield int((group / name).read_text())
+                except (OSError, ValueError):           # no such file, or "max"
+                    continue

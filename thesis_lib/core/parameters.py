@@ -1,0 +1,58 @@
+"""Parameters of a method or recipe as fields of a dataclass: their help, what they decide, and checks of values."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import field
+from typing import Any
+
+from thesis_lib.core.errors import ThesisError
+
+
+def parameter(default: Any, help: str, *, identity: bool = True, neutral: bool = False, features: bool = False) -> Any:
+    """Dataclass field with the text that `thesis evaluate METHOD --help` shows.
+
+    identity False: the parameter cannot change a result, so a stored row stays valid when it differs.
+    neutral: its default changes nothing, so it is part of an identity only at another value. A parameter that comes
+    later and is neutral leaves older rows valid.
+    features True: it decides what `gather` returns, so that detectors equal in these can share it.
+    """
+    return field(default=default, metadata={"help": help, "identity": identity, "neutral": neutral,
+                                            "features": features})
+
+
+def values(record: Any) -> dict[str, Any]:
+    """Effective value of every field of a dataclass, as a result row stores them."""
+    return {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
+
+
+def deciding(kind: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What an identity is made of: the given values of a dataclass but the neutral ones that have their default."""
+    neutral = {f.name: f.default for f in dataclasses.fields(kind) if f.metadata.get("neutral")}
+    return {name: value for name, value in given.items() if name not in neutral or value != neutral[name]}
+
+
+def one_of(name: str, value: str, known: Iterable[str]) -> None:
+    """ThesisError that lists what is known, for a parameter with another value."""
+    if value not in known:
+        raise ThesisError(f"{name}={value!r}: needs one of {', '.join(known)}")
+
+
+def at_least(record: Any, least: float, *names: str) -> None:
+    """ThesisError for the first of these parameters that is below."""
+    for name in names:
+        if not getattr(record, name) >= least:
+            raise ThesisError(f"{name}={getattr(record, name)}: needs at least {least}")
+
+
+def above(record: Any, bound: float, *names: str) -> None:
+    """ThesisError for the first of these parameters that is not above."""
+    for name in names:
+        if not getattr(record, name) > bound:
+            raise ThesisError(f"{name}={getattr(record, name)}: needs a number above {bound}")
+
+
+def share(record: Any, *names: str) -> None:
+    """ThesisError for the first of these parameters that is not from 0 up to less than 1."""
+    for name in names:
+        if not 0 <= getattr(record, name) < 1:
+            raise ThesisError(f"{name}={getattr(record, name)}: needs 0 up to less than 1")

@@ -1,0 +1,109 @@
+"""One JSON file per measured row: (configuration, category, seed) named by a readable slug and a hash of all of it."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from thesis_lib.core import files, paths
+from thesis_lib.core.errors import ThesisError
+from thesis_lib.core.stamp import stamp
+
+Row = dict[str, Any]
+TOLD = ("parameters", "preprocess", "weights")      # of a configuration: its id stands for them
+
+
+def row_id(kind: str, subject: Mapping[str, Any]) -> str:
+    """Hash of everything that decides the numbers of a row; the code that they ran through is part of its subject.
+
+    Where the subject has the id of a configuration, that counts in place of all that it was made of.
+    """
+    told = TOLD if "configuration" in subject else ()
+    deciding = {"kind": kind} | {name: value for name, value in subject.items() if name not in told}
+    return files.digest(json.dumps(deciding, sort_keys=True, default=list))[:12]
+
+
+def find(kind: str, subject: Mapping[str, Any]) -> Row | None:
+    """The finished row of this subject, measured on this machine, or None. ThesisError names a damaged file."""
+    found = list(paths.results().glob(f"*-{row_id(kind, subject)}.json"))
+    return _noted(_only_row(found[0])) if found else None
+
+
+def files_of(ids: Iterable[str]) -> list[Path]:
+    """Where the rows of these ids lie, sorted by name. KeyError with the first that is not there."""
+    there = {file.stem.rpartition("-")[2]: file for file in paths.results().glob("*.json")}
+    return sorted(there[row] for row in ids)
+
+
+def save(kind: str, subject: Mapping[str, Any], values: Mapping[str, Any]) -> Row:
+    """Write the row atomically with its stamp and return it: subject and values side by side, no nesting added."""
+    made = make_row(kind, subject, values, stamp())
+    files.write(path_of(made), line(made))
+    return _noted(made)         # exactly what `find` will give back
+
+
+def make_row(kind: str, subject: Mapping[str, Any], values: Mapping[str, Any], measured_with: Mapping[str, Any]) -> Row:
+    """A finished row with its stamp, in JSON's types; not stored."""
+    made = {"kind": kind, "id": row_id(kind, subject), **subject, **values,
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"), "stamp": measured_with}
+    return json.loads(json.dumps(made, default=list))
+
+
+def path_of(row: Row) -> Path:
+    """Where a row measured on this machine lies."""
+    return paths.results() / f"{_slug(row['kind'], row)}-{row['id']}.json"
+
+
+def line(row: Row) -> str:
+    """A row as a file holds it, one below the other."""
+    return json.dumps(row) + "\n"
+
+
+def read(file: Path) -> list[Row]:
+    """The rows of a file, one a line. ThesisError names a file that holds something else."""
+    try:
+        found = [json.loads(part) for part in file.read_text(encoding="utf-8").splitlines()]
+        if not found:
+            raise ValueError("empty")
+        for row in found:
+            row["kind"], row["stamp"]
+    except (ValueError, KeyError, TypeError) as error:      # ValueError: no JSON, no UTF-8
+        raise ThesisError(f"{file}: not a result row ({error}); delete it and measure again") from error
+    return found
+
+
+def note(ids: Iterable[str]) -> None:
+    """Write ids to the file that the batch names: a page can then show the rows behind it. `find` and `save` do so by
+    themselves; a notebook that reads all rows says which of them it shows. Rows that are not of this machine are no
+    files here and are left out.
+    """
+    own = {file.stem.rpartition("-")[2] for file in paths.results().glob("*.json")}
+    _note(row for row in ids if row in own)
+
+
+def _noted(row: Row) -> Row:
+    _note([row["id"]])
+    return row
+
+
+def _note(ids: Iterable[str]) -> None:
+    if file := os.environ.get("THESIS_ROWS"):
+        with open(file, "a", encoding="utf-8") as log:
+            log.writelines(f"{row}\n" for row in ids)
+
+
+def _only_row(file: Path) -> Row:
+    (row,) = read(file)
+    return row
+
+
+def _slug(kind: str, subject: Mapping[str, Any]) -> str:
+    p = subject["parameters"]
+    parts = [kind, subject["method"], subject["category"], p.get("backbone"),
+             "L" + "".join(map(str, p["layers"])) if "layers" in p else None,
+             None if p.get("engine") == "eager" else p.get("engine"),
+             p.get("embedding"), f"bank{p['bank']}" if "bank" in p else None,
+             None if subject.get("seed") is None else f"s{subject['seed']}"]
+    return "-".join(str(part) for part in parts if part is not None).replace("%", "pct").replace("/", "_")

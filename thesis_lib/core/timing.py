@@ -1,0 +1,98 @@
+"""The thesis' timing protocol (sec. 3.4.1): a clock between the stages, warm-ups, repetitions, means of means."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from thesis_lib.core import memory
+from thesis_lib.core.errors import ThesisError
+
+SPREAD_LIMIT = 0.10     # interquartile range over median above which a measurement is flagged
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Raw seconds (n images, repeats, stages); everything else is derived from them."""
+
+    stages: tuple[str, ...]
+    seconds: np.ndarray
+    first_call_s: float         # the very first pass, before any warm-up
+    batch_size: int
+    threads: int                # of the network while it ran
+
+    @property
+    def stage_ms(self) -> dict[str, float]:
+        """Milliseconds per stage: mean over the repeats of each image, then over the images."""
+        return dict(zip(self.stages, self.seconds.mean(axis=1).mean(axis=0) * 1e3, strict=True))
+
+    @property
+    def total_ms(self) -> float:
+        return sum(self.stage_ms.values())
+
+    @property
+    def spread(self) -> float:
+        """Interquartile range of all single totals over their median."""
+        low, median, high = np.percentile(self.seconds.sum(axis=2), [25, 50, 75])
+        return float((high - low) / median)
+
+    @property
+    def images_per_s(self) -> float:
+        return 1e3 * self.batch_size / self.total_ms
+
+    def row(self) -> dict[str, Any]:
+        """For a result row: raw times kept, so that another statistic can be made later."""
+        return {"stages": list(self.stages), "stage_ms": self.stage_ms, "total_ms": self.total_ms,
+                "spread": self.spread, "noisy": self.spread > SPREAD_LIMIT, "first_call_ms": self.first_call_s * 1e3,
+                "batch_size": self.batch_size, "threads": self.threads, "images_per_s": self.images_per_s,
+                "peak_memory_gb": memory.peak_gb(), "raw_s": np.round(self.seconds, 7).tolist()}
+
+
+def protocol(stages: Mapping[str, Callable], images: Iterable, *, warmup: int = 3, repeats: int = 5,
+             threads: int) -> Timing:
+    """Walk the stages over images, each a batch, usually of one. Reading and resizing is not timed.
+
+    threads is what the caller has set; it is only noted.
+    """
+    if warmup < 0 or repeats < 1:
+        raise ThesisError(f"warmup={warmup}, repeats={repeats}: needs warmup >= 0 and repeats >= 1")
+    seconds, first = [], None
+    for batch in images:
+        if first is None:
+            first, size = float(sum(_walk(stages.values(), batch))), len(batch)
+        for _ in range(warmup):
+            _walk(stages.values(), batch)
+        seconds.append([_walk(stages.values(), batch) for _ in range(repeats)])
+    if first is None:
+        raise ThesisError("no image to measure")
+    return Timing(tuple(stages), np.array(seconds), first, size, threads)
+
+
+def interleaved(calls: Mapping[str, Callable], x: Any, *, rounds: int = 20, warmup: int = 1,
+                seed: int = 0) -> dict[str, np.ndarray]:
+    """Seconds (rounds,) of each call on x, one after the other in a new order every round.
+
+    Whatever slows the machine down for a while hits all of them, so that ratios within a round can be trusted where
+    separate runs cannot. The warm-ups before each timed call drive out the caches and threads of the one before.
+    """
+    if rounds < 1 or warmup < 0:
+        raise ThesisError(f"rounds={rounds}, warmup={warmup}: needs rounds >= 1 and warmup >= 0")
+    rng, names = np.random.default_rng(seed), list(calls)
+    seconds = {name: np.empty(rounds) for name in names}
+    for number in range(rounds):
+        for name in rng.permutation(names):
+            for _ in range(warmup):
+                calls[name](x)
+            seconds[name][number] = _walk([calls[name]], x)[0]
+    return seconds
+
+
+def _walk(stages: Sequence, x) -> list[float]:
+    """Seconds per stage of one pass: one more time stamp than stages."""
+    stamps = [time.perf_counter()]
+    for stage in stages:
+        x = stage(x)
+        stamps.append(time.perf_counter())
+    return np.diff(stamps).tolist()

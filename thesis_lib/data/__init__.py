@@ -1,0 +1,11 @@
+"""A folder of pictures goes in, batches of normalised pictures come out; networks do not belong here.
+
+Own folders and MVTec AD's are read by `scan`, the demo pictures are generated. `Preprocess` is handed on from core.
+"""
+
+from thesis_lib.core.preprocess import Preprocess
+from thesis_lib.data.folders import Category, categories, demo, resolve, scan, some_categories, verify
+from thesis_lib.data.pictures import Pictures, denormalise, evenly, normalise
+
+__all__ = ["Category", "Pictures", "Preprocess", "categories", "demo", "denormalise", "evenly", "normalise", "resolve",
+           "scan", "some_categories", "verify"]

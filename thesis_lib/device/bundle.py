@@ -1,0 +1,153 @@
+"""The folder that `thesis export` writes and a device reads, without torch and FAISS:
+
+    bundle.json         format, preprocessing, stages, expected scores; per engine threshold and configuration
+    float/, int8/       a file per stage, each takes what the one before gives; the last gives the map:
+                          patchcore     network.onnx (picture -> feature maps), embedding.onnx (-> patches),
+                                        bank.npy (M, D; -> distances)
+                          simplenet     network.onnx, embedding.onnx, discriminator.onnx (-> map)
+                          efficientad   network.onnx (-> what teacher, student and autoencoder say), maps.onnx (-> map)
+    pictures/           small copies of ten pictures, the ones with expected scores
+    SHA256SUMS          of every other file; `sha256sum -c SHA256SUMS` checks them, too
+
+The score is the maximum of the map. A difference of scores is told as a share of the score, or of the threshold where
+that is larger, both above the engine's `floor`: 0 of a distance; other maps have no zero, so it is the median of those
+that decided the threshold.
+Letters: H, W sides of a picture, P = h*w patches, D embedding, M bank rows.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from thesis_lib.core import files
+from thesis_lib.core.errors import ThesisError
+from thesis_lib.core.nearest import nearest
+from thesis_lib.core.onnx_session import session
+from thesis_lib.core.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+
+FORMAT = 2              # 1 had PatchCore only, and no stages
+ENGINES = {"float": "fast", "int8": "int8"}         # of a bundle -> as the library calls it
+SCORES = ("max",)                                   # rules a device knows
+FACTS, SUMS = "bundle.json", "SHA256SUMS"
+
+
+class BundleError(ThesisError):
+    """A bundle is damaged, of another format, or scores differently here; the message names the file."""
+
+
+@dataclass(frozen=True)
+class Detection:
+    score: float
+    map: np.ndarray             # (h, w)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    folder: Path
+    facts: dict
+    preprocess: Preprocess
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "Bundle":
+        """Read and verify every file. Raises BundleError naming the one that is wrong."""
+        folder = Path(folder)
+        if not (folder / FACTS).is_file():
+            raise BundleError(f"{folder}: not a bundle, holds no {FACTS}; needs a folder that `thesis export` wrote")
+        listed = _verify(folder)
+        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        if facts["format"] != FORMAT:
+            raise BundleError(f"{folder / FACTS}: format {facts['format']}, this version reads {FORMAT}; "
+                              f"install thesis-lib {facts['library']}, which wrote it, or export it anew")
+        parts = [f"{engine}/{part}" for engine in ENGINES for part in facts["stages"].values()]
+        for name in (FACTS, *facts["pictures"], *parts):
+            if name not in listed:
+                raise BundleError(f"{folder / SUMS}: does not list {name}; copy the bundle again")
+        known = {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
+        given = {key: facts["preprocess"].pop(key) for key in known}
+        if given != known:
+            raise BundleError(f"{folder / FACTS}: normalises with {given}, this version with {known}")
+        return cls(folder, facts, Preprocess(**facts["preprocess"]))
+
+    @property
+    def pictures(self) -> list[Path]:
+        return [self.folder / name for name in self.facts["pictures"]]
+
+    def threshold(self, engine: str) -> float:
+        """Scores above it are anomalous."""
+        return self.facts["engines"][engine]["threshold"]
+
+    def floor(self, engine: str) -> float:
+        """What the map shows where nothing is: below any threshold."""
+        return self.facts["engines"][engine]["floor"]
+
+    def image(self, file: Path) -> np.ndarray:
+        """(1, 3, H, W) float32."""
+        return self.preprocess.array(file)[None]
+
+    def stages(self, engine: str, threads: int) -> Mapping[str, Callable]:
+        """Name -> callable, from (1, 3, H, W) to Detection; opens the networks anew."""
+        parts = {stage: self._part(self.folder / engine / file, threads)
+                 for stage, file in self.facts["stages"].items()}
+        locate = parts.pop("score", lambda outputs: outputs)        # EfficientAD makes its map in this stage
+        grid, rim = self.facts["grid"], self.facts["rim"]
+
+        def score(outputs):
+            (heat,) = locate(outputs)
+            return Detection(float(heat.max()), np.pad(heat.reshape(grid), rim))
+
+        return parts | {"score": score}
+
+    def _part(self, file: Path, threads: int) -> Callable:
+        """From a picture, or the list of arrays that the part before gave, to a list of arrays."""
+        if file.suffix == ".npy":
+            bank = np.load(file, allow_pickle=False)
+            root = np.sqrt if self.facts["distance"] == "l2" else np.asarray
+            return lambda patches: [root(nearest(patches[0][0], bank)[0][:, 0])]            # (1, P, D) -> (P,)
+        network = session(file.read_bytes(), threads)
+        names = [entry.name for entry in network.get_inputs()]
+        return lambda given: network.run(None, dict(zip(names, given if isinstance(given, list) else [given],
+                                                        strict=True)))
+
+    def difference(self, engine: str, threads: int) -> float:
+        """Largest difference between the scores here and those expected, as a share."""
+        expected = np.array(self.facts["engines"][engine]["scores"])
+        stages = self.stages(engine, threads)
+        found = np.array([predict(stages, self.image(file)).score for file in self.pictures])
+        above = np.maximum(expected, self.threshold(engine)) - self.floor(engine)
+        return float((np.abs(found - expected) / above).max())
+
+
+def predict(stages: Mapping[str, Callable], image: np.ndarray) -> Detection:
+    """Picture (1, 3, H, W) through all stages."""
+    x: Any = image
+    for stage in stages.values():
+        x = stage(x)
+    return x
+
+
+def sums(folder: Path) -> str:
+    """Text of SHA256SUMS: every other file below the folder, as the program sha256sum writes and reads it."""
+    listed = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != SUMS)
+    return "".join(f"{files.digest_of(file)}  {file.relative_to(folder).as_posix()}\n" for file in listed)
+
+
+def _verify(folder: Path) -> set[str]:
+    """Names of the files that are as they were written; BundleError at the first that is not."""
+    try:
+        *lines, _ = (folder / SUMS).read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(f"{folder / SUMS}: missing or damaged ({error}); copy the bundle again") from error
+    names = set()
+    for line in lines:
+        digest, _, name = line.partition("  ")
+        if not (folder / name).is_file():
+            raise BundleError(f"{folder / (name or SUMS)}: missing, {SUMS} lists it; copy the bundle again")
+        if files.digest_of(folder / name) != digest:
+            raise BundleError(f"{folder / name}: not as exported, its checksum differs from {SUMS}; copy it again")
+        names.add(name)
+    return names
+

@@ -1,0 +1,232 @@
+"""Fit on the desktop and write what a device needs into one folder; `bundle` says what is in it."""
+
+import json
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from thesis_lib.core import stamp
+from thesis_lib.core.errors import ThesisError
+from thesis_lib.core.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess, Sample, read_rgb
+from thesis_lib.data.folders import Category
+from thesis_lib.data.pictures import Pictures, evenly
+from thesis_lib.device import bundle
+from thesis_lib.device.run import check_scores
+from thesis_lib.evaluation import scores
+from thesis_lib.methods.base import Detector, Prediction
+from thesis_lib.methods.efficientad import EfficientAD, Outputs
+from thesis_lib.methods.patchcore import PatchCore
+from thesis_lib.methods.simplenet import SimpleNet
+from thesis_lib.networks import engines, quantize
+from thesis_lib.networks.maps import Extracted
+from thesis_lib.networks.pdn import RIM
+from thesis_lib.patches.embedding import Patches
+
+HELD_OUT = 5            # every fifth training picture decides the threshold, where the method holds out none itself
+PICTURES = 10           # with expected scores
+# The pictures whose scores decide the threshold, as bundle.json says it.
+RULES = {PatchCore: "every fifth, by a bank of the others", SimpleNet: "every fifth, by a training on the others",
+         EfficientAD: "those held out of the training, whose maps also set its quantiles"}
+
+
+class ExportError(ThesisError):
+    """This configuration does not go into a bundle; the message says which parameter, and what would."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """What goes into a bundle for one engine."""
+
+    whole: Detector                             # its scores are those to expect
+    held: tuple[Prediction, ...]                # nominal pictures that have not been learned
+    parts: Mapping[str, tuple[str, bytes | np.ndarray]]     # stage -> file, content
+    grid: tuple[int, int]                       # (h, w) of the map without its rim
+    rim: int = 0                                # zeros around it
+
+
+def export(detector: Detector, category: Category, preprocess: Preprocess, folder: str | Path, *, batch_size: int = 8,
+           quantile: float = 0.95) -> dict:
+    """Write the bundle of a fitted PatchCore, SimpleNet or EfficientAD, float32 and int8; bundle.json is returned.
+
+    Threshold: this quantile of the scores of nominal pictures that were not learned from; no test picture has a part in
+    it. PatchCore and SimpleNet learn from four fifths of the training pictures to score the other fifth, as what was
+    learned scores too low, and from all of them for the bundle; both on each engine. EfficientAD learns once, in torch,
+    and has held out pictures itself. Each engine has a threshold of its own.
+    Expected scores are those of the library: torch, or its int8 network, and the search the detector names.
+    Raises ExportError for what a device cannot do, and BundleError where the finished bundle scores differently.
+    """
+    folder = Path(folder)
+    make = _check(detector, category, folder, quantile)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        work = Path(temporary) / "bundle"
+        work.mkdir()
+        names = _copies(category, preprocess, work)
+        images = [preprocess.image(work / name)[None] for name in names]
+        facts = {"format": bundle.FORMAT, "library": stamp.stamp()["library"],
+                 "preprocess": asdict(preprocess) | {"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
+                 "score": "max", "pictures": names, "engines": {}}
+        if isinstance(detector, PatchCore):
+            facts["distance"] = detector.distance
+        for name, made in make(detector, category.train, preprocess, batch_size, images[0]):
+            (work / name).mkdir()
+            subject = scores.subject(_as_measured(detector, bundle.ENGINES[name]), category, preprocess,
+                                         seed=detector.seed)
+            facts["engines"][name] = {
+                **_threshold(detector, made, quantile),
+                "scores": [made.whole.predict(image).score.double().item() for image in images],
+                "subject": subject | {"engine": {"reduce_range": True} if name == "int8" else None}}
+            for file, content in made.parts.values():
+                if isinstance(content, bytes):
+                    (work / name / file).write_bytes(content)
+                else:
+                    np.save(work / name / file, content, allow_pickle=False)
+            facts |= {"stages": {stage: file for stage, (file, _) in made.parts.items()},
+                      "grid": made.grid, "rim": made.rim,
+                      "threshold": {"rule": f"quantile of the scores of training pictures, {RULES[type(detector)]}",
+                                    "quantile": quantile, "held_out": len(made.held), "of": len(category.train)}}
+        (work / bundle.FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        (work / bundle.SUMS).write_text(bundle.sums(work), encoding="utf-8")
+        for name in bundle.ENGINES:
+            check_scores(bundle.Bundle.open(work), name, torch.get_num_threads())
+        work.rename(folder)
+    return facts
+
+
+def _check(detector: Detector, category: Category, folder: Path, quantile: float) -> Callable:
+    """What makes the parts of this method."""
+    if type(detector) not in RULES:
+        raise ExportError(f"{detector.name}: has no bundle yet, only {', '.join(one.name for one in RULES)} have")
+    if getattr(detector, "score", "max") not in bundle.SCORES:
+        raise ExportError(f"score={detector.score}: a device knows {', '.join(bundle.SCORES)} only")
+    if not 0 < quantile <= 1:
+        raise ThesisError(f"quantile={quantile}: needs more than 0, at most 1")
+    if folder.exists():
+        raise ExportError(f"{folder}: is there already; remove it, or write to another folder")
+    if isinstance(detector, EfficientAD):
+        return _networks
+    if len(category.train) < HELD_OUT:
+        raise ExportError(f"{len(category.train)} training pictures: needs at least {HELD_OUT}, since one in "
+                          f"{HELD_OUT} is held out for the threshold")
+    return _patches
+
+
+def _as_measured(detector: Detector, engine: str) -> Detector:
+    """With the parameters of the rows that a device measures."""
+    return replace(detector, engine=engine, **({"search": "numpy"} if isinstance(detector, PatchCore) else {}))
+
+
+def _threshold(detector: Detector, made: Made, quantile: float) -> dict[str, float]:
+    threshold = float(np.quantile([one.score.double().item() for one in made.held], quantile))
+    h, w = made.grid
+    maps = [one.map[:, made.rim:made.rim + h, made.rim:made.rim + w] for one in made.held]
+    floor = 0.0 if isinstance(detector, PatchCore) else torch.cat(maps).median().item()
+    if not threshold > floor:
+        raise ExportError(f"quantile={quantile}: gives the threshold {threshold:.4g}, which is not above the median of "
+                          f"the maps, {floor:.4g}; needs a higher one")
+    return {"threshold": threshold, "floor": floor}
+
+
+def _patches(detector: PatchCore | SimpleNet, samples: Sequence[Sample], preprocess: Preprocess, batch_size: int,
+             example: torch.Tensor) -> Iterator[tuple[str, Made]]:
+    """Network and embedding, then a bank or a discriminator; learned twice for each engine."""
+    held = samples[HELD_OUT - 1::HELD_OUT]
+    rest = [sample for sample in samples if sample not in held]
+    network = replace(detector, engine="eager").network(detector.levels, ())
+    _check_embedding(detector.embedding, network(example))
+    model = engines.export(network)
+    for name in bundle.ENGINES:
+        own = detector
+        if name == "int8":
+            # Seven bits, whatever this processor has: the bundle may be read by one that needs them.
+            calibration = Pictures(samples, preprocess, batch_size).evenly(detector.calibration)
+            model = quantize.qdq(model, calibration, reduce_range=True)
+            network, own = engines.Exported(network.name, network.layers, network.weights, model), replace(
+                detector, engine="int8")
+        part, whole = (_fitted(own, network, Pictures(several, preprocess, batch_size)) for several in (rest, samples))
+        stages, maps = whole.stages, network(example)
+        patches = stages["embedding"](maps)
+        embedding = _convert(lambda *levels, embed=stages["embedding"]: embed(
+            dict(zip(detector.layers, levels, strict=True))).vectors, maps, f"embedding={detector.embedding}")
+        if isinstance(whole, PatchCore):
+            search = "bank.npy", whole.bank_.numpy()
+        else:
+            search = "discriminator.onnx", _convert(
+                lambda vectors, find=stages["search"], grid=patches.grid: find(Patches(vectors, grid)),
+                {"patches": patches.vectors}, "discriminator")
+        yield name, Made(whole, _predictions(part, held, preprocess), {
+            "extraction": ("network.onnx", model), "embedding": ("embedding.onnx", embedding), "search": search},
+            patches.grid)
+
+
+def _networks(detector: EfficientAD, samples: Sequence[Sample], preprocess: Preprocess, batch_size: int,
+              example: torch.Tensor) -> Iterator[tuple[str, Made]]:
+    """Three networks in one graph, and one that makes their map; learned once."""
+    eager = replace(detector, engine="eager")
+    collected = eager.collect(Pictures(samples, preprocess, batch_size))
+    eager.learn(collected)
+    held = [samples[index] for index in eager.split(len(samples))[1]]
+    for name, engine in bundle.ENGINES.items():
+        own = eager.on(engine, collected, seven_bits=True)
+        outputs = own.stages["extraction"](example)
+        maps = _convert(lambda *several, own=own: own.maps(Outputs(*several))["combined"], outputs._asdict(), "maps")
+        yield name, Made(eager if name == "float" else own, _predictions(own, held, preprocess), {
+            "extraction": ("network.onnx", own.graph_.model), "score": ("maps.onnx", maps)},
+            tuple(outputs.teacher.shape[-2:]), RIM)
+
+
+def _check_embedding(name: str, maps: dict[int, torch.Tensor]) -> None:
+    """An adaptive pooling converts to ONNX only where all its windows are equal, that of original_d never."""
+    sides = list(dict.fromkeys(side for x in maps.values() for side in x.shape[-2:]))
+    uneven = name.startswith("adaptive_") and any(side % int(name.removeprefix("adaptive_")) for side in sides)
+    if uneven or name.startswith("original_"):
+        raise ExportError(f"embedding={name}: has windows that ONNX lacks; needs avg_, max_, avgmax_, identity, or "
+                          f"adaptive_n with an n that divides {', '.join(map(str, sides))}")
+
+
+def _copies(category: Category, preprocess: Preprocess, work: Path) -> list[str]:
+    """Copies of ten test pictures, or of training ones where there are none, no larger than they are resized to."""
+    samples: Sequence[Sample] = category.subset(test=PICTURES).test or evenly(category.train, PICTURES)
+    (work / "pictures").mkdir()
+    names = []
+    for number, sample in enumerate(samples):
+        picture = read_rgb(sample.path)
+        picture.thumbnail((preprocess.image_size, preprocess.image_size))
+        names.append(f"pictures/{number:02d}_{sample.defect}.png")
+        picture.save(work / names[-1])
+    return names
+
+
+def _fitted(detector: Detector, network, pictures: Pictures) -> Detector:
+    own = replace(detector)
+    own.backbone_ = network
+    return own.learn(own.gather_nominal(Extracted(network, pictures)))
+
+
+def _predictions(detector: Detector, samples: Sequence[Sample], preprocess: Preprocess) -> tuple[Prediction, ...]:
+    return tuple(detector.predict(image) for image in Pictures(samples, preprocess, batch_size=1))
+
+
+class _Stage(torch.nn.Module):
+    def __init__(self, call: Callable):
+        super().__init__()
+        self.call = call
+
+    def forward(self, *arrays: torch.Tensor) -> torch.Tensor:
+        return self.call(*arrays)
+
+
+def _convert(call: Callable, example: Mapping, what: str) -> bytes:
+    """A stage as an ONNX model, for one picture of the example's sides; inputs are named as the example is."""
+    try:
+        with warnings.catch_warnings():         # sides are constants in it, as they are in a bundle
+            warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+            return engines.convert(_Stage(call), tuple(example.values()), what, outputs=["out"],
+                                   inputs=[name if isinstance(name, str) else f"level{name}" for name in example])
+    except engines.EngineError as error:
+        raise ExportError(f"{what}: does not convert ({error})") from error

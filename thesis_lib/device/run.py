@@ -1,0 +1,118 @@
+"""A bundle on a device: check its scores, measure it by the thesis' protocol, detect with it.
+
+Needs NumPy, Pillow, ONNX Runtime, psutil and threadpoolctl; neither torch nor FAISS nor Jupyter.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from threadpoolctl import threadpool_limits
+
+from thesis_lib.core import files, identity, results, stamp, timing
+from thesis_lib.core.errors import ThesisError
+from thesis_lib.core.preprocess import SUFFIXES, DataError
+from thesis_lib.core.threads import usable_cpus
+from thesis_lib.device.bundle import FACTS, Bundle, BundleError, Detection, predict
+
+# Shares, see `bundle`. Rounding in int8 falls differently with the kernels of another processor.
+LIMITS = {"float": 1e-3, "int8": 0.05}
+THROTTLED = {0: "under-voltage", 1: "clock capped", 2: "throttled", 3: "over the soft temperature limit"}
+
+
+def check_scores(bundle: Bundle, engine: str, threads: int) -> float:
+    """`difference`, or BundleError where it is over the limit: such times would be those of something else."""
+    difference, limit = bundle.difference(engine, threads), LIMITS[engine]
+    if not difference <= limit:                                                             # nor NaN
+        raise BundleError(f"{bundle.folder}: the scores of engine {engine} differ by {100 * difference:.2g} % from "
+                          f"those at export, the limit is {100 * limit:.2g} %; no times are told")
+    return difference
+
+
+def measure(bundle: Bundle, *, engine: str = "float", threads: int | None = None, images: Sequence[Path] = (),
+            pictures: int = 5, warmup: int = 3, repeats: int = 5) -> dict:
+    """A row as `thesis time` makes it, of the first `pictures` images (none: those of the bundle); not stored.
+
+    Scores are checked first (BundleError). threads: of the network and of the search; None takes all processors.
+    Besides the usual fields: what the check found, and governor, temperature and throttling before and after.
+    """
+    threads = _threads(threads)
+    if pictures < 1:
+        raise ThesisError(f"pictures={pictures}: needs at least 1")
+    given = list(images) or bundle.pictures
+    timed = [given[i % len(given)] for i in range(pictures)]
+    batches = [bundle.image(file) for file in timed]
+    with threadpool_limits(threads, user_api="blas"):
+        difference = check_scores(bundle, engine, threads)
+        before, start = stamp.condition(), time.perf_counter()
+        stages = bundle.stages(engine, threads)
+        load_ms = (time.perf_counter() - start) * 1e3
+        measured = timing.protocol(stages, batches, warmup=warmup, repeats=repeats, threads=threads)
+        after = stamp.condition()
+    facts = stamp.stamp({"onnxruntime": threads, "numpy": threads})
+    exported = bundle.facts["engines"][engine]["subject"]
+    version = {"onnxruntime": identity.version_of("onnxruntime")}
+    subject = exported | {"engine": (exported["engine"] or {}) | version, "code": identity.key(__name__), "protocol": {
+        "pictures": pictures, "warmup": warmup, "repeats": repeats, "batch_size": 1, "threads": threads,
+        "cpu": facts["cpu"]}}
+    return results.make_row("time", subject, measured.row() | {
+        "load_ms": load_ms, "bundle": files.digest_of(bundle.folder / FACTS)[:16],
+        "timed": [file.name for file in timed],
+        "parity": {"difference": difference, "limit": LIMITS[engine], "pictures": len(bundle.pictures)},
+        "before": before, "after": after}, facts)
+
+
+def complaints(row: dict) -> list[str]:
+    """What speaks against the times of a row, one line each."""
+    found = []
+    before, after = (int(row[when]["throttled"] or "0", 16) for when in ("before", "after"))
+    # Bits 0 to 3 are now, 16 to 19 since the machine was started.
+    flags = (before | after) & 0xF | (after >> 16) & ~(before >> 16)
+    if flags:
+        found.append(", ".join(text for bit, text in THROTTLED.items() if flags >> bit & 1)
+                     + f" while measuring (flags 0x{before:x}, then 0x{after:x}): mind power supply and cooling")
+    if row["noisy"]:
+        found.append(f"noisy: spread {100 * row['spread']:.0f} %, over {100 * timing.SPREAD_LIMIT:.0f} %: close other "
+                     "programs and measure again")
+    return found
+
+
+def detect(bundle: Bundle, files: Sequence[Path], *, engine: str = "float",
+           threads: int | None = None) -> Iterator[tuple[Path, Detection | DataError]]:
+    """What was found in each picture, or why it could not be read."""
+    threads = _threads(threads)
+    with threadpool_limits(threads, user_api="blas"):
+        stages = bundle.stages(engine, threads)
+        for file in files:
+            try:
+                image = bundle.image(file)
+            except DataError as error:
+                yield file, error
+            else:
+                yield file, predict(stages, image)
+
+
+def save_map(found: Detection, threshold: float, side: int, file: Path, floor: float = 0.0) -> Path:
+    """Grey PNG of side x side pixels as the network saw them, interpolated; floor is 0, the threshold the middle, 128.
+    """
+    full = Image.fromarray(found.map.astype(np.float32)).resize((side, side), Image.Resampling.BILINEAR)
+    grey = np.clip((np.asarray(full) - floor) / (threshold - floor) * 128, 0, 255).round().astype(np.uint8)
+    Image.fromarray(grey).save(file)
+    return file
+
+
+def pictures_of(folder: str | Path) -> list[Path]:
+    """The pictures right in a folder, sorted; DataError where there are none."""
+    folder = Path(folder)
+    found = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES) if folder.is_dir() else []
+    if not found:
+        raise DataError(f"{folder}: no folder with pictures ({', '.join(sorted(SUFFIXES))})")
+    return found
+
+
+def _threads(threads: int | None) -> int:
+    if threads is not None and threads < 1:
+        raise ThesisError(f"threads={threads}: needs at least 1")
+    return threads or usable_cpus()

@@ -1,0 +1,12 @@
+"""A detector and pictures go in, rows come out: AUROC with interval, stage times, and what both may be compared with.
+
+Tables and figures of rows do not belong here.
+"""
+
+from thesis_lib.evaluation.bars import thesis_bars
+from thesis_lib.evaluation.configuration import Configuration
+from thesis_lib.evaluation.scores import evaluate, evaluate_many, subject, worst
+from thesis_lib.evaluation.stage_times import compare, measure_time, measure_times
+
+__all__ = ["Configuration", "compare", "evaluate", "evaluate_many", "measure_time", "measure_times", "subject",
+           "thesis_bars", "worst"]

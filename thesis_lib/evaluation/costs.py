@@ -1,0 +1,96 @@
+"""Run time on a device that is not at hand: layers counted, two rates calibrated on times that were measured there.
+
+A layer takes its multiply-accumulates at one rate and the bytes that it reads and writes at another, one after the
+other; a network is the sum of its layers. Rows that were measured on a device replace what is predicted for it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.optimize import least_squares
+from torch import nn
+
+from thesis_lib.core.errors import ThesisError
+from thesis_lib.networks import backbones
+from thesis_lib.networks.weightfiles import torchvision
+
+FLOAT = 4               # bytes
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one picture costs: multiply-accumulates, and bytes read and written by the single layers."""
+
+    macs: int
+    bytes: int
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(self.macs + other.macs, self.bytes + other.bytes)
+
+
+@dataclass(frozen=True)
+class Rates:
+    macs_per_s: float
+    bytes_per_s: float
+
+    def ms(self, work: Work) -> float:
+        return 1e3 * (work.macs / self.macs_per_s + work.bytes / self.bytes_per_s)
+
+
+def count(network: nn.Module, side: int) -> Work:
+    """Of all convolutions and linear layers of a network on one picture of side x side pixels; nothing is computed."""
+    found = []
+
+    def note(module, inputs, output):
+        kernel = module.weight.numel() // module.weight.shape[0]            # multiplications for one output number
+        moved = inputs[0].numel() + module.weight.numel() + output.numel()
+        found.append(Work(kernel * output.numel(), FLOAT * moved))
+
+    hooks = [module.register_forward_hook(note) for module in network.modules()
+             if isinstance(module, (nn.Conv2d, nn.Linear))]
+    try:
+        with torch.no_grad():
+            network(torch.empty(1, 3, side, side, device="meta"))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sum(found[1:], found[0])
+
+
+def whole(name: str, side: int = 224) -> Work:
+    """A whole torchvision network, as Table 2.4 of the thesis times it."""
+    with torch.device("meta"):
+        return count(torchvision().models.get_model(name, weights=None).eval(), side)
+
+
+def cut(name: str, layers: Sequence[int], side: int, tap: str = "output") -> Work:
+    """A backbone up to its deepest level."""
+    with torch.device("meta"):
+        return count(backbones.load(name, tuple(layers), "random", tap=tap), side)
+
+
+def search(positions: int, rows: int, dim: int) -> Work:
+    """Every patch against every row of the memory bank."""
+    return Work(positions * rows * dim, FLOAT * (positions * dim + rows * dim + 2 * positions))
+
+
+def calibrate(known: Mapping[str, tuple[Work, float]], with_bytes: bool = True) -> Rates:
+    """The rates that explain measured milliseconds best, by their logarithms; without bytes they cost nothing."""
+    if len(known) < 1 + with_bytes:
+        raise ThesisError(f"{len(known)} measured network: {1 + with_bytes} rates need as many")
+    works, times = zip(*known.values(), strict=True)
+    macs, moved = (np.array([getattr(work, name) for work in works], float) for name in ("macs", "bytes"))
+    seconds = np.array(times) / 1e3
+    if not with_bytes:
+        return Rates(float(np.exp(np.log(macs / seconds).mean())), np.inf)
+    start = np.log([2 * (macs / seconds).mean(), 2 * (moved / seconds).mean()])
+    fit = least_squares(lambda log: np.log((macs / np.exp(log[0]) + moved / np.exp(log[1])) / seconds), start)
+    return Rates(*np.exp(fit.x))
+
+
+def left_out(known: Mapping[str, tuple[Work, float]], with_bytes: bool = True) -> dict[str, float]:
+    """For each network predicted / measured, calibrated on the others alone."""
+    return {name: calibrate({other: known[other] for other in known if other != name}, with_bytes).ms(work) / ms
+            for name, (work, ms) in known.items()}

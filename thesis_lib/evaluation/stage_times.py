@@ -1,0 +1,92 @@
+"""The timing protocol on fitted detectors: rows of milliseconds per stage."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+import pandas as pd
+import torch
+
+from thesis_lib.core import results, stamp, timing
+from thesis_lib.core.errors import NotFittedError, ThesisError
+from thesis_lib.core.preprocess import Preprocess
+from thesis_lib.core.timing import Timing
+from thesis_lib.data.folders import Category
+from thesis_lib.data.pictures import Pictures
+from thesis_lib.evaluation import scores
+from thesis_lib.methods.base import Detector
+from thesis_lib.networks import backbones
+from thesis_lib.networks.torch_setup import torch_threads
+
+
+def measure(detector: Detector, images: Iterable[torch.Tensor], *, warmup: int = 3, repeats: int = 5,
+            threads: int | None = None) -> Timing:
+    """`timing.protocol` over the stages of a detector; images are batches (b, 3, H, W).
+
+    threads sets torch's number while measuring and restores it; None leaves it.
+    """
+    with torch_threads(threads):
+        return timing.protocol(detector.stages, images, warmup=warmup, repeats=repeats,
+                               threads=torch.get_num_threads())
+
+
+def measure_time(detector: Detector, category: Category, preprocess: Preprocess, *, pictures: int = 5,
+                 warmup: int = 3, repeats: int = 5, batch_size: int = 1, threads: int | None = None,
+                 force: bool = False) -> dict:
+    """The timing protocol on the first test pictures, as a stored row; `pictures` counts timed batches.
+
+    The detector is fitted first if it is not yet.
+    """
+    return measure_times({"": detector}, category, preprocess, pictures=pictures, warmup=warmup, repeats=repeats,
+                         batch_size=batch_size, threads=threads, force=force)[""]
+
+
+def measure_times(detectors: Mapping[str, Detector], category: Category, preprocess: Preprocess, *, pictures: int = 5,
+                  warmup: int = 3, repeats: int = 5, batch_size: int = 1, threads: int | None = None,
+                  force: bool = False) -> dict[str, dict]:
+    """`measure_time` for several detectors, one after the other; for those still to be fitted a network runs once."""
+    if pictures < 1 or batch_size < 1:
+        raise ThesisError(f"pictures={pictures}, batch_size={batch_size}: both need at least 1")
+    protocol = {"pictures": pictures, "warmup": warmup, "repeats": repeats, "batch_size": batch_size,
+                "threads": threads or torch.get_num_threads(), "cpu": stamp.cpu_model()}
+    subjects = {name: scores.subject(detector, category, preprocess, seed=detector.seed, module=__name__)
+                | {"protocol": protocol} for name, detector in detectors.items()}
+    rows = {} if force else {name: row for name, about in subjects.items() if (row := results.find("time", about))}
+    missing = [name for name in detectors if name not in rows]
+    if missing:
+        test = [sample.path for sample in category.test] or [sample.path for sample in category.train]
+        wanted = [test[i % len(test)] for i in range(pictures * batch_size)]
+        images = torch.stack([preprocess.image(path) for path in wanted]).split(batch_size)
+        unfitted = [(name, detectors[name].seed) for name in missing if not _fitted(detectors[name])]
+        for groups in scores.by_network(detectors, unfitted):
+            network, maps = scores.extract(detectors, groups, Pictures(category.train, preprocess))
+            for keys in groups:
+                scores.fit(detectors, keys, network, maps)
+    for name in missing:
+        measured = measure(detectors[name], images, warmup=warmup, repeats=repeats, threads=threads)
+        rows[name] = results.save("time", subjects[name], measured.row())
+    return {name: rows[name] for name in detectors}
+
+
+def compare(detectors: Mapping[str, Detector], category: Category, preprocess: Preprocess, *, seeds: int,
+            pictures: int) -> tuple[dict[str, pd.DataFrame], dict[str, dict]]:
+    """Rows of `evaluate_many` (without pixel metrics) and of `measure_times` (pictures 0: none), by name.
+
+    A detector whose weights are not at hand has no rows; it is timed with random ones: run time does not depend on
+    their values.
+    """
+    networks = {(detector.backbone, detector.levels, detector.weights) for detector in detectors.values()}
+    at_hand = {network for network in networks if backbones.at_hand(*network)}
+    complete = {name: detector for name, detector in detectors.items()
+                if (detector.backbone, detector.levels, detector.weights) in at_hand}
+    rows = scores.evaluate_many(complete, category, preprocess, seeds=seeds, pixels=False)
+    if not pictures:
+        return rows, {}
+    timed = {name: complete.get(name) or replace(detector, weights="random") for name, detector in detectors.items()}
+    return rows, measure_times(timed, category, preprocess, pictures=pictures)
+
+
+def _fitted(detector: Detector) -> bool:
+    try:
+        return bool(detector.stages)
+    except NotFittedError:
+        return False

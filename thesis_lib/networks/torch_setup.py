@@ -1,0 +1,37 @@
+"""What torch computes on here: a processor or a graphics card, so many threads, bfloat16 or not."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from thesis_lib.core.errors import ThesisError
+
+
+class TorchDeviceError(ThesisError):
+    """The torch device that was asked for is not there."""
+
+
+def check_torch_device(torch_device: str) -> None:
+    """TorchDeviceError where torch cannot compute on it."""
+    if torch_device != "cpu" and not (torch_device.startswith("cuda") and torch.cuda.is_available()):
+        raise TorchDeviceError(f"torch_device={torch_device}: needs cpu, or cuda where there is one")
+
+
+def has_bfloat16(torch_device: str) -> bool:
+    """Whether it multiplies in bfloat16 by itself; others imitate it, slower than float32."""
+    if torch_device.startswith("cuda"):
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    found = getattr(torch.cpu, "get_capabilities", dict)()      # an older torch cannot tell
+    return any(found.get(unit) for unit in ("amx_bf16", "avx512_bf16"))
+
+
+@contextmanager
+def torch_threads(threads: int | None) -> Iterator[None]:
+    """torch on so many threads, and on as many as before afterwards; None leaves it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,159 @@
+"""From feature maps {level: (B, C, h, w)} to patch vectors (B, P, D), P = h*w on the finest grid.
+
+An embedding is named by a string, so that it can stand in a result row and on the command line:
+
+    original_d1024      PatchCore's own (thesis sec. 3.2.1): 3x3 neighbourhoods, adaptive mean pooling to D
+    avg_k3_s1_p1        pooling per level (sec. 3.5.3), channels unchanged; also max_, avgmax_ (both, concatenated)
+    adaptive_7          average pooling to 7 x 7 positions per level
+    identity            the feature map as it is
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from thesis_lib.core.errors import ThesisError
+from thesis_lib.networks.backbones import Features
+
+JOINS = ("repeat", "interpolate")
+
+
+class Patches(NamedTuple):
+    vectors: torch.Tensor           # (B, P, D)
+    grid: tuple[int, int]           # (h, w), P = h*w, row by row
+
+
+@dataclass(frozen=True)
+class Original:
+    """Unfold levels into 3x3 patches, bring them to the finest grid, mean-pool each to `dim`, stack, pool again.
+
+    Source: Roth et al. 2022 and its published code; thesis sec. 3.2.1. Patches are interpolated bilinearly
+    after the unfold, and the flattened order is channel-major (C, 3, 3), so a pooling window of 9 is one channel.
+    """
+
+    dim: int = 1024
+
+    def width(self, channels: Mapping[int, int]) -> int:
+        return self.dim
+
+    def __call__(self, features: Features) -> Patches:
+        grid = _finest(features)
+        levels = []
+        for level in sorted(features):
+            x = features[level]                                             # (B, C, h, w)
+            patches = F.unfold(x, kernel_size=3, padding=1)                 # (B, C*9, h*w)
+            patches = patches.reshape(len(x), -1, *x.shape[-2:])            # (B, C*9, h, w)
+            if x.shape[-2:] != grid:
+                patches = F.interpolate(patches, grid, mode="bilinear", align_corners=False)
+            vectors = patches.flatten(2).transpose(1, 2)                    # (B, P, C*9)
+            levels.append(F.adaptive_avg_pool1d(vectors, self.dim))         # (B, P, dim)
+        if len(levels) == 1:    # the second pooling would change nothing
+            return Patches(levels[0], grid)
+        return Patches(F.adaptive_avg_pool1d(torch.cat(levels, dim=2), self.dim), grid)
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """Pool every level in two dimensions, bring the deeper ones to the finest grid, concatenate the channels.
+
+    All of it with the channels of a place side by side in memory, as the patch vectors need them in the end: torch's
+    pooling is 4 to 10 times faster on that layout, and the last transposition costs nothing.
+    """
+
+    pools: tuple[Callable[[torch.Tensor], torch.Tensor], ...]
+    join: str
+
+    def width(self, channels: Mapping[int, int]) -> int:
+        """D, from the channels of every level that is used."""
+        return len(self.pools) * sum(channels.values())
+
+    def __call__(self, features: Features) -> Patches:
+        pooled = {level: self._pool(x.contiguous(memory_format=torch.channels_last)) for level, x in features.items()}
+        grid = _finest(pooled)
+        joined = _beside([_to_grid(pooled[level], grid, self.join) for level in sorted(pooled)])
+        return Patches(joined.permute(0, 2, 3, 1).flatten(1, 2).contiguous(), grid)
+
+    def _pool(self, x: torch.Tensor) -> torch.Tensor:
+        return _beside([pool(x) for pool in self.pools])
+
+
+def parse(name: str, join: str = "repeat") -> Original | Pooled:
+    """Embedding of that name; ValueError names the rule that is broken.
+
+    join: how a deeper level reaches the finest grid: "repeat" (block-wise, what the thesis measured; sides must
+    divide) or "interpolate" (bilinear, always possible). `original` interpolates by definition.
+    """
+    if join not in JOINS:
+        raise ThesisError(f"join={join!r}: needs one of {', '.join(JOINS)}")
+    if match := re.fullmatch(r"original_d(\d+)", name):
+        if int(match[1]) < 1:
+            raise ThesisError(f"embedding={name!r}: d must be at least 1")
+        return Original(int(match[1]))
+    if name == "identity":
+        return Pooled((_Identity(),), join)
+    if (match := re.fullmatch(r"adaptive_(\d+)", name)) and int(match[1]):
+        return Pooled((_Adaptive(int(match[1])),), join)
+    if match := re.fullmatch(r"(avg|max|avgmax)_k(\d+)_s(\d+)_p(\d+)", name):
+        kernel, stride, padding = map(int, match.groups()[1:])
+        if kernel < 1 or stride < 1 or padding > kernel // 2:
+            raise ThesisError(f"embedding={name!r}: needs k >= 1, s >= 1 and p <= floor(k/2) = {kernel // 2}")
+        kinds = ("avg", "max") if match[1] == "avgmax" else (match[1],)
+        return Pooled(tuple(_Pool(kind, kernel, stride, padding) for kind in kinds), join)
+    raise ThesisError(f"embedding={name!r}: needs original_d1024, avg_k3_s1_p1, max_..., avgmax_..., adaptive_7 "
+                     "or identity (numbers are free)")
+
+
+@dataclass(frozen=True)
+class _Pool:
+    kind: str
+    kernel: int
+    stride: int
+    padding: int
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        side = min(x.shape[-2:])
+        if side + 2 * self.padding < self.kernel:
+            raise ThesisError(f"{self.kind}_k{self.kernel}_s{self.stride}_p{self.padding}: kernel is larger than the "
+                             f"padded map, in + 2p = {side + 2 * self.padding} < k = {self.kernel}")
+        # Padded zeros count in the average, as in the measurements of the thesis.
+        pool = F.avg_pool2d if self.kind == "avg" else F.max_pool2d
+        return pool(x, self.kernel, self.stride, self.padding)
+
+
+@dataclass(frozen=True)
+class _Adaptive:
+    side: int
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return F.adaptive_avg_pool2d(x, self.side)
+
+
+class _Identity:
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def _beside(maps: list[torch.Tensor]) -> torch.Tensor:
+    """Channels of all maps; torch.cat would copy a single one, too."""
+    return torch.cat(maps, dim=1) if len(maps) > 1 else maps[0]
+
+
+def _finest(features: Features) -> tuple[int, int]:
+    return tuple(features[min(features)].shape[-2:])
+
+
+def _to_grid(x: torch.Tensor, grid: tuple[int, int], join: str) -> torch.Tensor:
+    h, w = x.shape[-2:]
+    if (h, w) == grid:
+        return x
+    if join == "interpolate":
+        return F.interpolate(x, grid, mode="bilinear", align_corners=False)
+    if grid[0] % h or grid[1] % w:
+        raise ThesisError(f"join=repeat: a map of {h}x{w} does not repeat block-wise onto {grid[0]}x{grid[1]}, "
+                         "the sides must divide; use join=interpolate")
+    blocks = x.permute(0, 2, 3, 1)[:, :, None, :, None].expand(-1, -1, grid[0] // h, -1, grid[1] // w, -1)
+    return blocks.reshape(len(x), *grid, -1).permute(0, 3, 1, 2)

@@ -1,0 +1,53 @@
+"""Copy executed notebooks to outputs/rendered, refusing what must not be shown."""
+
+import json
+import re
+from pathlib import Path
+
+from thesis_lib.batch.plan import Task, plan, read_json
+from thesis_lib.batch.run import up_to_date
+from thesis_lib.core import files, paths
+from thesis_lib.core.errors import ThesisError
+
+LIMIT_MB = 1.5
+
+
+class PageError(ThesisError):
+    """Names the notebook and why it cannot be shown."""
+
+
+def publish(profile: str) -> list[Path]:
+    """Copies of all notebooks of the profile; raises PageError before the first one when one is stale, failed,
+    larger than 1.5 MB or shows a folder of this machine. Links between notebooks keep working.
+    """
+    pages = {task.output.name: page(task) for task in plan(profile)}
+    target = paths.rendered()
+    for old in target.glob("*.ipynb"):
+        if old.name not in pages:
+            old.unlink()
+    for name, text in pages.items():
+        files.write(target / name, text)
+    return [target / name for name in pages]
+
+
+def page(task: Task) -> str:
+    """The executed copy as it may be shown; PageError names the notebook and why it may not."""
+    record = read_json(task.record)
+    if record is None or (record["state"] == "done" and not task.output.is_file()):
+        raise PageError(f"{task.name}: was not executed; `thesis run` does it")
+    if record["state"] != "done":
+        raise PageError(f"{task.name}: its last execution ended as {record['state']} ({record['message']})")
+    if not up_to_date(task):
+        raise PageError(f"{task.name}: stale, its source, parameters, data, packages or the library have changed "
+                          "since it was executed; `thesis run` does it again")
+    text = task.output.read_text(encoding="utf-8")
+    for cell in json.loads(text)["cells"]:
+        for output in cell.get("outputs", []):
+            if output["output_type"] == "error":
+                raise PageError(f"{task.name}: shows the error {output['ename']}")
+    if len(text.encode()) > LIMIT_MB * 1e6:
+        raise PageError(f"{task.name}: {len(text.encode()) / 1e6:.1f} MB, the limit is {LIMIT_MB}: show less")
+    folders = [str(folder) for folder in (paths.root(), paths.data(), paths.outputs(), Path.home())]
+    if shown := re.search("|".join(map(re.escape, folders)), text):
+        raise PageError(f"{task.name}: shows the folder {shown[0]} of this machine")
+    return text

@@ -1,0 +1,227 @@
+"""The interactive end of a notebook: one picture after the other through a detector, with every part of its answer.
+
+Widgets appear where somebody watches; the batch and rendered pages get the same view of one picture instead.
+"""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from html import escape
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import torch
+from IPython.display import display
+
+from thesis_lib.core import progress
+from thesis_lib.core.errors import ThesisError
+from thesis_lib.core.preprocess import DataError, Preprocess
+from thesis_lib.data.folders import Category, categories, resolve, scan, some_categories
+from thesis_lib.data.pictures import Pictures
+from thesis_lib.evaluation import metrics
+from thesis_lib.evaluation.stage_times import measure
+from thesis_lib.methods.base import Detector, Prediction
+from thesis_lib.methods.patchcore import PatchCore
+from thesis_lib.patches import scoring
+from thesis_lib.report import figures
+
+SHOWN = 3               # nearest bank patches
+
+
+@dataclass(frozen=True)
+class View:
+    """A fitted detector on a category, with what it says of every test picture."""
+
+    detector: Detector
+    category: Category
+    preprocess: Preprocess
+
+    @cached_property
+    def predictions(self) -> list[Prediction]:
+        batches = Pictures(self.category.test, self.preprocess, batch_size=1)
+        return [self.detector.predict(image) for image in progress.track(batches, len(batches), "test pictures")]
+
+    @cached_property
+    def scores(self) -> np.ndarray:
+        """(n,) of the test pictures."""
+        return torch.cat([prediction.score for prediction in self.predictions]).double().numpy()
+
+    @property
+    def usual(self) -> float:
+        """A threshold that one in twenty nominal test pictures exceeds; without such pictures, of all."""
+        nominal = self.scores[self.category.labels == 0]
+        return float(np.quantile(nominal if len(nominal) else self.scores, 0.95))
+
+    def nearest(self, index: int) -> list[np.ndarray]:
+        """Crops (S, S, 3): the farthest patch of the picture, then the bank patches nearest to it (PatchCore only)."""
+        if not isinstance(self.detector, PatchCore):
+            return []
+        image, stages = self.preprocess.image(self.category.test[index].path), self.detector.stages
+        patches = stages["embedding"](stages["extraction"](image[None]))
+        worst = int(stages["search"](patches).distances[0, :, 0].argmax())
+        count = min(SHOWN, len(self.detector.bank_))
+        rows = self.detector.search_.query(patches.vectors[0, worst:worst + 1], count)[1][0]
+        crops = [self._crop(image, worst, patches.grid)]
+        for row in self.detector.rows_[rows.numpy()]:
+            number, place = divmod(int(row), patches.grid[0] * patches.grid[1])
+            crops.append(self._crop(self.preprocess.image(self.category.train[number].path), place, patches.grid))
+        return crops
+
+    def _crop(self, image: torch.Tensor, place: int, grid: tuple[int, int]) -> np.ndarray:
+        side, half = self.preprocess.side, max(12, self.preprocess.side // 10)
+        y, x = ((place // grid[1] + 0.5) * side / grid[0], (place % grid[1] + 0.5) * side / grid[1])
+        top, left = (int(min(max(at - half, 0), side - 2 * half)) for at in (y, x))
+        return figures.to_rgb(image[:, top:top + 2 * half, left:left + 2 * half])
+
+    def figure(self, index: int) -> figures.Figure:
+        """Picture, anomaly map, nearest bank patches, stage times of this picture."""
+        sample = self.category.test[index]
+        image = self.preprocess.image(sample.path)[None]
+        times = measure(self.detector, [image], warmup=0, repeats=3).stage_ms    # after a first pass
+        heat = self.predictions[index].full_map(self.preprocess.side)[0].numpy()
+        return figures.inspection(sample, heat, self.scores[index], times, self.nearest(index), self.preprocess)
+
+    def curve(self, index: int, threshold: float) -> figures.Figure:
+        """Scores of all test pictures and their ROC with the operating point."""
+        labels, scores = self.category.labels, self.scores
+        both = 0 < labels.mean() < 1
+        title = f"AUROC {100 * metrics.image_auroc(labels, scores):.1f} %" if both else f"{len(scores)} pictures"
+        drawn = figures.distributions({f"{self.category.name}, {title}": (labels, scores)}, threshold, scores[index])
+        drawn.trim = False
+        return drawn
+
+    def verdict(self, index: int, threshold: float) -> str:
+        alarms, labels = self.scores >= threshold, self.category.labels
+        told = [f"{verb} {100 * alarms[labels == label].mean():.0f} % {what}" for label, verb, what in
+                ((1, "finds", "of the anomalous pictures"), (0, "raises", "false alarms")) if (labels == label).any()]
+        return (f"score {self.scores[index]:.3f}: {'anomalous' if alarms[index] else 'nominal'} at threshold "
+                f"{threshold:.3f}, which {' and '.join(told)}")
+
+
+@lru_cache(maxsize=8)
+def _fitted(method: type[Detector], parameters: tuple, category: Category, preprocess: Preprocess) -> View:
+    return View(method(**dict(parameters)).fit(Pictures(category.train, preprocess)), category, preprocess)
+
+
+def view_of(detector: Detector, category: Category, preprocess: Preprocess) -> View:
+    """A detector of these parameters, fitted once for each category. DataError when there is nothing to look at."""
+    if not category.test:
+        raise DataError(f"{category.train[0].path.parents[2]}: no test pictures; those to look at belong into "
+                             "test/good and test/defect (any name)")
+    return _fitted(type(detector), tuple(detector.parameters().items()), category, preprocess)
+
+
+def show(detector: Detector, root: Path, category: Category, preprocess: Preprocess,
+         backbones: Sequence[str] = ()) -> None:
+    """Display a category of the folder `root` as the detector sees it, with widgets where somebody watches.
+
+    backbones: networks that can be chosen there beside the usual ones.
+    """
+    if progress.watched():
+        display(panel(detector, root, category, preprocess, backbones))
+        return
+    view = view_of(detector, category, preprocess)
+    anomalous = np.flatnonzero(view.category.labels)
+    index = int(anomalous[np.argsort(view.scores[anomalous])[len(anomalous) // 2]])
+    print(view.verdict(index, view.usual))
+    display(view.figure(index))
+    display(view.curve(index, view.usual))
+
+
+def panel(detector: Detector, root: Path, category: Category, preprocess: Preprocess, backbones: Sequence[str] = ()):
+    """Widgets: folder, category, parameters of the detector, picture, threshold. A new detector is fitted first."""
+    import ipywidgets as w
+    folder = w.Text(str(root), description="folder", continuous_update=False, layout={"width": "40em"})
+    chosen = w.Dropdown(options=categories(root), value=category.name, description="category")
+    options = {name: w.Dropdown(options=values, value=getattr(detector, name), description=name)
+               for name, values in _choices(detector, backbones).items()}
+    picture = w.Dropdown(description="picture")
+    threshold = w.FloatSlider(description="threshold", readout_format=".3f", continuous_update=False,
+                              layout={"width": "40em"})
+    told, drawn, curve = w.HTML(), w.Output(), w.Output()
+    current = {"root": Path(root)}          # of what is shown; "view" only while it may be drawn
+
+    def refit(_=None) -> None:
+        told.value = "fitting ..."
+        shown = current.pop("view", None)
+        try:
+            wanted = replace(detector, **{name: option.value for name, option in options.items()})
+            given = (current["root"], chosen.value) == (Path(root), category.name)
+            view = view_of(wanted, category if given else scan(current["root"], chosen.value), preprocess)
+            scores = view.scores
+        except ThesisError as error:             # a level without weights, a picture that is none, ...
+            told.value = f"<b>{escape(str(error))}</b>"
+            for output in (drawn, curve):
+                output.clear_output()
+            return
+        if not shown or shown.category.test != view.category.test:      # else the same picture by another detector
+            picture.options = [(f"{sample.defect}/{sample.path.stem}", index)
+                               for index, sample in enumerate(view.category.test)]
+            picture.value = int(np.argmax(scores))
+        low, high = float(scores.min()), float(scores.max())
+        threshold.max = max(threshold.min, high)        # a lower end above the upper one is refused
+        threshold.min, threshold.max = low, high
+        threshold.step, threshold.value = (high - low) / 100 or 1.0, view.usual
+        current["view"] = view
+        look()
+
+    def look(_=None) -> None:
+        if view := current.get("view"):
+            move()
+            with drawn:
+                drawn.clear_output(wait=True)
+                display(view.figure(picture.value))
+
+    def move(_=None) -> None:
+        if view := current.get("view"):
+            told.value = view.verdict(picture.value, threshold.value)
+            with curve:
+                curve.clear_output(wait=True)
+                display(view.curve(picture.value, threshold.value))
+
+    def enter(_=None) -> None:
+        try:
+            names = some_categories(folder.value)
+        except ThesisError as error:             # what is shown stays
+            told.value = f"<b>{escape(str(error))}</b>"
+            return
+        current["root"] = resolve(folder.value)
+        chosen.unobserve(refit, "value")        # the first name may be the same as before
+        chosen.options = names
+        chosen.observe(refit, "value")
+        refit()
+
+    folder.observe(enter, "value")
+    for widget in (chosen, *options.values()):
+        widget.observe(refit, "value")
+    picture.observe(look, "value")
+    threshold.observe(move, "value")
+    refit()
+    rows = [[folder, chosen], list(options.values()), [picture, threshold]]
+    return w.VBox([*(w.HBox(row, layout={"flex_flow": "row wrap"}) for row in rows), told, drawn, curve])
+
+
+def _choices(detector: Detector, backbones: Sequence[str] = ()) -> dict[str, list]:
+    """Parameters of this method that can be chosen, as (text, value): the given one first. What does not fit the others
+    as they are is left out, but for `backbones`: they may need other levels or weights.
+    """
+    levels = [levels for count in (1, 2, 3) for levels in combinations((1, 2, 3), count)]
+    wanted = {"layers": levels, "backbone": ["resnet18", "resnet34", "pdn_small"],
+              "weights": ["bundled", "imagenet", "random"],
+              "score": list(scoring.RULES) if isinstance(detector, PatchCore) else []}
+    choices = {}
+    for name, values in wanted.items():
+        if not hasattr(detector, name):
+            continue
+        possible = [getattr(detector, name)]
+        for value in values:
+            with suppress(ThesisError):
+                replace(detector, **{name: value})
+                possible.append(value)
+        possible = list(dict.fromkeys(possible + [*backbones] * (name == "backbone")))
+        texts = [",".join(map(str, value)) if isinstance(value, tuple) else value for value in possible]
+        if len(possible) > 1:
+            choices[name] = list(zip(texts, possible, strict=True))
+    return choices

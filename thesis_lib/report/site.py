@@ -1,0 +1,97 @@
+"""The documentation site: executed notebooks, guides and result rows, built by Sphinx, readable from disk."""
+
+import html
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from thesis_lib.batch.plan import Task, plan, read_json
+from thesis_lib.core import paths, results
+from thesis_lib.core.errors import ThesisError
+from thesis_lib.report.pages import page
+
+CHAPTERS = {"Begin here": ("00",), "Chapter 2, foundations": ("01", "02", "03", "04", "05", "06"),
+            "Chapter 3, PatchCore": ("07", "08", "09", "10", "11"),
+            "Chapters 4 and 5, trained detectors": ("12", "13", "14"),
+            "The small computer, summary, limits": ("15", "16", "17")}
+COLUMNS = {"kind": "kind", "method": "method", "category": "category", "parameters.backbone": "network",
+           "parameters.layers": "levels", "parameters.embedding": "embedding", "parameters.engine": "engine",
+           "weights.source": "weights", "seed": "seed", "image_auroc": "image AUROC", "total_ms": "ms"}
+
+
+class SiteError(ThesisError):
+    """Names the page or the package that is missing, or what Sphinx did not like."""
+
+
+def build(profile: str) -> Path:
+    """outputs/site/_build/html/index.html of all notebooks of the profile, and of docs/.
+
+    Raises PageError before anything is written when a notebook is unexecuted, stale or failing; SiteError where a
+    result row behind a page is gone, or where Sphinx warns (a broken link, an unlisted page).
+    """
+    tasks = plan(profile)
+    found = {task.name: json.loads(page(task)) for task in tasks}
+    rows = {task.name: _rows(task) for task in tasks}
+    source = paths.site() / "source"
+    shutil.rmtree(source, ignore_errors=True)
+    shutil.copytree(paths.guides(), source)
+    (source / "extra" / "rows").mkdir(parents=True)
+    (source / "rows").mkdir()
+    with open(source / "index.md", "a", encoding="utf-8") as index:
+        for caption, numbers in CHAPTERS.items():
+            index.write(_contents(caption, [name for name in found if name.startswith(numbers)]))
+        index.write(_contents("How to", sorted(f"guides/{file.stem}" for file in (source / "guides").glob("*.md"))))
+    for name, content in found.items():
+        if rows[name]:
+            content["cells"].append({"cell_type": "markdown", "id": "rows", "metadata": {}, "source":
+                                  f"---\nThe numbers of this page: [{len(rows[name])} result rows](rows/{name}.md)."})
+            (source / "rows" / f"{name}.md").write_text(_table(name, rows[name]), encoding="utf-8")
+        (source / f"{name}.ipynb").write_text(json.dumps(content), encoding="utf-8")
+        for file in rows[name]:
+            shutil.copy(file, source / "extra" / "rows" / file.name)
+    target = paths.site() / "_build" / "html"
+    shutil.rmtree(target, ignore_errors=True)       # a page of another profile must not stay
+    _sphinx(source, target)
+    return target / "index.html"
+
+
+def _rows(task: Task) -> list[Path]:
+    """Files of the rows that an execution measured or read."""
+    try:
+        return results.files_of((read_json(task.record) or {}).get("rows", []))
+    except KeyError as row:
+        raise SiteError(f"{task.name}: its result row {row.args[0]} is no longer in {paths.results()}; "
+                        f"`thesis run --only {task.name.partition('@')[0]} --force` measures it again") from None
+
+
+def _contents(caption: str, names: list[str]) -> str:
+    listed = "\n".join(names)
+    return f"\n```{{toctree}}\n:caption: {caption}\n:maxdepth: 1\n\n{listed}\n```\n" if names else ""
+
+
+def _table(name: str, files: list[Path]) -> str:
+    """Page that lists the rows behind another one, each linked to its whole content."""
+    rows = pd.json_normalize([json.loads(file.read_text(encoding="utf-8")) for file in files])
+    if "parameters.layers" in rows:
+        rows["parameters.layers"] = rows["parameters.layers"].map(lambda levels: ",".join(map(str, levels)),
+                                                                  na_action="ignore")
+    shown = rows.reindex(columns=list(COLUMNS)).rename(columns=COLUMNS).dropna(axis=1, how="all")
+    shown.insert(0, "row", [f'<a href="{html.escape(file.name)}">{row}</a>'
+                            for file, row in zip(files, rows["id"], strict=True)])
+    table = shown.to_html(index=False, escape=False, na_rep="", float_format="{:.4g}".format, border=0)
+    return (f"---\norphan: true\n---\n# Result rows of {name}\n\nBack to [the page](../{name}.ipynb). A row holds all "
+            f"parameters, hashes, scores, raw times and the stamp of the machine.\n\n{table}\n")
+
+
+def _sphinx(source: Path, target: Path) -> None:
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", str(source), str(target)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if "No module named sphinx" in done.stderr:
+        raise SiteError("sphinx is not installed: `make install`, or pip install -e '.[docs]'")
+    if done.returncode:
+        told = [line for line in done.stderr.splitlines() if "WARNING" in line or "ERROR" in line] or [done.stderr]
+        raise SiteError(f"Sphinx found {len(told)} faults: " + "\n".join(told[:20]))

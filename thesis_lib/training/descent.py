@@ -1,0 +1,166 @@
+"""Gradient descent with checkpoints: the one loop of everything that is trained here.
+
+A step draws all it needs by chance from its own number, so that an interrupted run goes on exactly as it would have.
+"""
+
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from thesis_lib.core import files, identity
+from thesis_lib.core.errors import ThesisError
+from thesis_lib.core.progress import bar
+from thesis_lib.core.seeds import mixed
+from thesis_lib.networks.torch_setup import check_torch_device, torch_threads
+
+log = logging.getLogger(__name__)
+
+
+class TrainingError(ThesisError):
+    """A checkpoint or an option does not fit, or the numbers have run away; the message names it."""
+
+
+@dataclass
+class Course:
+    """What a training leaves behind beside its network."""
+
+    step: int = 0                                               # steps done
+    seconds: float = 0.0                                        # of all its calls together
+    losses: dict[str, list[float]] = field(default_factory=dict)    # every part, every step
+    kept: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)      # what `snapshot` gave, by step
+
+
+@contextmanager
+def _threads() -> Iterator[None]:
+    """All that a batch of several notebooks at a time grants: the numbers of a training depend on its threads."""
+    with torch_threads(int(os.environ.get("THESIS_TRAINING_THREADS", 0)) or None):
+        yield
+
+
+@_threads()
+def descend(network: nn.Module, optimizers: Sequence[torch.optim.Optimizer], losses: Callable[[int], Mapping], *,
+            steps: int, seed: int, checkpoint: Path, subject: Mapping[str, Any], code: Mapping[str, str],
+            schedules: Sequence[torch.optim.lr_scheduler.LRScheduler] = (), keep: Sequence[int] = (),
+            snapshot: Callable[[], dict[str, torch.Tensor]] | None = None, every_s: float = 60.0,
+            limit: int | None = None, torch_device: str = "cpu", what: str = "training") -> Course:
+    """Minimise the sum of `losses(step)`, a mapping of named scalars, in place; each step has its own random numbers.
+
+    checkpoint: written at once or not at all, each `every_s` seconds and at the end; a call with the same `subject`
+    (anything JSON holds) takes it up, one with another is refused. code: what the losses run through, of
+    `identity.code` or `identity.steps`; where that, versions, threads or torch device differ, a line says so and the
+    training starts anew. keep: steps after which `snapshot` is asked. limit: stop after so many steps of this call.
+    Raises TrainingError; weights that are not finite are never stored.
+    """
+    check_torch_device(torch_device)
+    parts = {"network": network} | {f"{name} {number}": part for name, several in
+                                    (("optimizer", optimizers), ("schedule", schedules))
+                                    for number, part in enumerate(several)}
+    conditions = _conditions(code, torch_device)
+    course = _resume(checkpoint, subject, conditions, parts, steps, torch_device, what)
+    began = time.perf_counter() - course.seconds
+    written, last = time.perf_counter(), min(steps, course.step + (limit or steps))
+    for step in bar(range(course.step, last), desc=what, total=steps, initial=course.step):
+        with torch.random.fork_rng([torch_device] if torch_device.startswith("cuda") else []):
+            torch.manual_seed(mixed(seed, step))
+            values = losses(step)
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            sum(values.values()).backward()
+        for part in (*optimizers, *schedules):
+            part.step()
+        for name, value in values.items():
+            course.losses.setdefault(name, []).append(value.item())
+        course.step, course.seconds = step + 1, time.perf_counter() - began
+        if bad := [name for name in values if not math.isfinite(course.losses[name][-1])]:
+            raise TrainingError(f"{what}: the loss {', '.join(bad)} of step {course.step} is not finite; a lower "
+                                "learning rate may help")
+        if course.step in keep:
+            course.kept[course.step] = snapshot()
+        if course.step == last or time.perf_counter() - written > every_s:
+            _say(what, course, steps, optimizers)
+            _save(checkpoint, subject, conditions, parts if course.step < steps else {"network": network}, course)
+            written = time.perf_counter()
+    return course
+
+
+def checkpoint_of(out: Path, torch_device: str, limit: int | None) -> Path:
+    """Checkpoint beside the weights that a training is to write, its folder made; TrainingError for what cannot be."""
+    if out.suffix != ".safetensors":
+        raise TrainingError(f"out={out}: needs a name that ends in .safetensors")
+    if limit is not None and limit < 1:
+        raise TrainingError(f"limit={limit}: needs at least 1")
+    check_torch_device(torch_device)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return out.with_suffix(".checkpoint")
+
+
+def _say(what: str, course: Course, steps: int, optimizers) -> None:
+    recent = {name: values[-50:] for name, values in course.losses.items()}
+    log.info("%s: step %d of %d, %.0f s, learning rate %.2g, loss of %s", what, course.step, steps, course.seconds,
+             optimizers[0].param_groups[0]["lr"],
+             ", ".join(f"{name} {sum(values) / len(values):.4g}" for name, values in recent.items()))
+
+
+def _conditions(code: Mapping[str, str], torch_device: str) -> dict[str, Any]:
+    """What the numbers of a step depend on beside the recipe."""
+    loop = descend.__module__
+    return {"code": identity.code(loop) | code, "versions": identity.versions(loop), "torch_device": torch_device,
+            "threads": torch.get_num_threads() if torch_device == "cpu" else None}
+
+
+def _save(path: Path, subject: Mapping, conditions: Mapping, parts: Mapping, course: Course) -> None:
+    # A loss tells of damaged weights one step too late: a checkpoint of them could never be gone on from.
+    if not all(values.isfinite().all() for values in parts["network"].state_dict().values()):
+        raise TrainingError(f"step {course.step}: the weights are not finite; a lower learning rate may help")
+    content = {"subject": json.dumps(subject), "conditions": json.dumps(conditions), "course": vars(course)}
+    with files.replaced(path) as partial:
+        torch.save(content | {name: part.state_dict() for name, part in parts.items()}, partial)
+
+
+def _resume(path: Path, subject: Mapping, conditions: Mapping, parts: Mapping, steps: int, torch_device: str,
+            what: str) -> Course:
+    """What an earlier call with this subject has done under the same conditions; nothing under others. A finished one
+    stores its network alone.
+    """
+    if not path.is_file():
+        return Course()
+    try:
+        stored = torch.load(path, map_location=torch_device, weights_only=True)
+        found = json.loads(stored["subject"])
+    except Exception as error:              # torch raises whatever its unpickler met
+        raise TrainingError(f"{path}: not a readable checkpoint ({type(error).__name__}); delete it to start "
+                            "anew") from error
+    wanted = json.loads(json.dumps(subject))
+    if other := [f"{name}={wanted.get(name)}" for name in {**found, **wanted} if found.get(name) != wanted.get(name)]:
+        raise TrainingError(f"{path}: made with another recipe than {', '.join(other)}; delete it to start anew")
+    before = json.loads(stored.get("conditions", "{}"))
+    if unlike := _unlike(before, conditions):
+        log.warning("%s: %s was made by other %s; training starts anew", what, path.name, unlike)
+        return Course()
+    course = Course(**stored["course"])
+    for name, part in parts.items():
+        if name == "network" or course.step < steps:
+            part.load_state_dict(stored[name])
+    log.info("%s: going on after step %d", path.name, course.step)
+    return course
+
+
+def _unlike(before: Mapping, now: Mapping) -> str:
+    """The conditions that differ, in words; modules by name."""
+    told = []
+    if modules := identity.unlike(before.get("code", {}), now["code"]):
+        told.append(f"code ({', '.join(modules)})")
+    for name, text in (("versions", "versions of packages"), ("torch_device", "torch device"), ("threads", "threads")):
+        if before.get(name) != now[name]:
+            told.append(f"{text} ({before.get(name)}, now {now[name]})")
+    return " and ".join(told)

@@ -1,0 +1,77 @@
+"""Pictures of no category in particular, for distillation and penalties: a folder of photographs, or made by formula.
+
+A source gives batch number i, (B, 3, S, S) and ImageNet-normalised, as a function of (seed, i) alone, so that a
+training that goes on after an interruption sees what it would have seen. `identity` says which pictures they are.
+"""
+
+import hashlib
+from functools import cache
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from thesis_lib.core.preprocess import SUFFIXES, DataError, read_rgb
+from thesis_lib.core.seeds import mixed
+from thesis_lib.data.pictures import denormalise, normalise
+from thesis_lib.networks.weightfiles import torchvision
+from thesis_lib.training.procedural import Procedural
+
+AREA = (0.25, 1.0)      # of a photograph that a crop takes
+
+
+class Source(Protocol):
+    identity: str
+
+    def __getitem__(self, number: int) -> torch.Tensor: ...
+
+
+class Folder:
+    """Random crops of all pictures in and below a folder, resized to S x S, half of them mirrored."""
+
+    def __init__(self, root: str | Path, side: int, batch: int, seed: int = 0):
+        self.root, self.side, self.batch, self.seed = Path(root).expanduser(), side, batch, seed
+        self.files = sorted(file for file in self.root.rglob("*") if file.suffix.lower() in SUFFIXES)
+        if not self.files:
+            raise DataError(f"{self.root}: holds no pictures ({', '.join(sorted(SUFFIXES))})")
+
+    @property
+    def identity(self) -> str:
+        """Name of the folder and hash of all its pictures, wherever it lies."""
+        return f"{self.root.resolve().name} {_content(self.root, tuple(self.files))}"
+
+    def __getitem__(self, number: int) -> torch.Tensor:
+        return torch.stack([self.picture(number * self.batch + k) for k in range(self.batch)])
+
+    def picture(self, number: int) -> torch.Tensor:
+        """(3, S, S) of picture number k."""
+        transforms = torchvision().transforms
+        crop = transforms.Compose([transforms.RandomResizedCrop(self.side, AREA), transforms.RandomHorizontalFlip(),
+                                   transforms.ToTensor()])
+        with torch.random.fork_rng(devices=[]):         # torchvision draws from the global generator
+            torch.manual_seed(mixed(self.seed, number))
+            file = self.files[torch.randint(len(self.files), ()).item()]
+            return normalise(crop(read_rgb(file)))
+
+
+def parse(name: str, side: int, batch: int, seed: int = 0) -> Source:
+    """Source of that name: procedural, or a folder of pictures."""
+    if name == "procedural":
+        return Procedural(side, batch, seed)
+    if not Path(name).expanduser().is_dir():
+        raise DataError(f"{name}: is no source of pictures; needs procedural or a folder that exists")
+    return Folder(name, side, batch, seed)
+
+
+@cache
+def _content(root: Path, files: tuple[Path, ...]) -> str:
+    """Read once: every row and every seed asks for it."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.relative_to(root).as_posix()}\n".encode() + hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()[:16]
+
+
+def greyscale(images: torch.Tensor) -> torch.Tensor:
+    """Normalised images (B, 3, H, W) without their colours, normalised again."""
+    return normalise(torchvision().transforms.functional.rgb_to_grayscale(denormalise(images), 3))
