@@ -18,7 +18,7 @@ help:  ## show this list
 install: $(READY)  ## create .venv and install (the other targets do it when needed)
 
 $(READY): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v < (3, 13) or sys.exit("Python %d.%d: needs 3.10, 3.11 or 3.12; name one with make PYTHON=python3.11" % v)'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v >= (3, 11) or sys.exit("Python %d.%d: needs 3.11 or later; name one with make PYTHON=python3.11" % v)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e ".[docs,cluster,dev]"
 	@touch $@
@@ -49,9 +49,10 @@ render: run  ## copy the executed notebooks to outputs/rendered, if they are fit
 docs: run  ## build the documentation site from the executed notebooks: outputs/site/_build/html/index.html
 	$(BIN)/thesis docs --profile $(PROFILE)
 
-check: $(READY)  ## style of code and notebooks
+check: $(READY)  ## style and types of the code, style of the notebooks
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 	$(BIN)/nbstripout --verify --keep-id notebooks/*.ipynb
 
 clean:  ## remove the environment and everything generated, except what is committed
-	rm -rf $(VENV) data/demo outputs/notebooks outputs/checkpoints outputs/features outputs/site
+	rm -rf $(VENV) data/demo outputs/notebooks outputs/checkpoints outputs/features outputs/scratch outputs/site

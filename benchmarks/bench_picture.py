@@ -23,6 +23,7 @@ from torch import nn
 from benchmarks import common
 from thesis_lib import data
 from thesis_lib.core import timing
+from thesis_lib.data.pictures import load_image
 from thesis_lib.evaluation import limits
 from thesis_lib.methods import PatchCore
 from thesis_lib.networks import backbones, engines
@@ -108,7 +109,7 @@ def main(arguments: list[str] | None = None) -> None:
     common.set_threads(args)
     category, preprocess = common.pictures(args)
     train = data.Pictures(category.train, preprocess)
-    images = [preprocess.image(sample.path)[None] for sample in islice(cycle(category.test), args.rounds)]
+    images = [load_image(sample.path, preprocess)[None] for sample in islice(cycle(category.test), args.rounds)]
     lines = []
     for layers in args.layers:
         detector = PatchCore(layers=tuple(map(int, layers.split(","))), weights=args.weights, bank=args.bank)

@@ -6,6 +6,7 @@ import torch
 from test_coreset import clustered, farthest_first
 
 from benchmarks import bench_coreset, bench_picture, bench_search, common
+from thesis_lib.data.pictures import load_image
 from thesis_lib import data
 from thesis_lib.core import results
 from thesis_lib.evaluation import limits
@@ -87,7 +88,7 @@ def test_picture_is_printed_and_stored(make_category, capsys, one_giga):
 def test_prototype_gives_the_scores_of_the_detector(pad, small):
     train = data.Pictures(pad.train, small)
     detector = PatchCore(layers=(2, 3), weights="random", bank=30).fit(train)
-    images = [small.image(sample.path)[None] for sample in pad.test]
+    images = [load_image(sample.path, small)[None] for sample in pad.test]
     plain = bench_picture.prototype(detector, images[0])
     expected = [float(detector.predict(image).score) for image in images]
     assert [plain(image) for image in images] == pytest.approx(expected, rel=1e-4)
@@ -105,7 +106,7 @@ def test_another_score_than_eager_stops_it(pad, small, monkeypatch):
     train = data.Pictures(pad.train, small)
     detector = PatchCore(layers=(2,), weights="random", bank=30).fit(train)
     with pytest.raises(SystemExit, match="do not give the same score"):
-        bench_picture.compare(detector, train, [small.image(pad.test[0].path)[None]])
+        bench_picture.compare(detector, train, [load_image(pad.test[0].path, small)[None]])
 
 
 def test_search_is_printed_and_stored(capsys, one_giga):

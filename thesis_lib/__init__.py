@@ -1,4 +1,19 @@
-"""Methods and timing protocol of the thesis companion; see README.md and notebooks/00_start_here.ipynb."""
+"""Methods and timing protocol of the thesis companion; see README.md and notebooks/00_start_here.ipynb.
+
+The rooms, in the order in which data flows through them; nothing imports upwards:
+
+    core        files, result rows, the timing protocol, pictures as arrays: what even a Raspberry Pi needs
+    data        folder -> pictures
+    networks    pictures -> feature maps
+    patches     feature maps -> patch vectors -> memory bank -> distances -> score
+    training    networks and pictures -> trained networks
+    methods     PatchCore, SPADE, PaDiM, SimpleNet, Uninformed Students, EfficientAD
+    evaluation  detector and pictures -> rows: AUROC, stage times, the thesis' values
+    device      detector -> a folder for a small computer, and what runs it there
+    batch       notebooks -> executed pages
+    report      rows -> tables, figures, panels, pages, site
+    commands    the command line
+"""
 
 import os
 

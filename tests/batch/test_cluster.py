@@ -9,10 +9,11 @@ import threading
 
 import psutil
 import pytest
-from test_batch import SHOW, output_of, plan, profile, wait_for, write
 
-from thesis_lib.batch import cluster, run
+from tests.batch.test_run import SHOW, output_of, profile, tasks_of, wait_for, write
+from thesis_lib.batch import cluster
 from thesis_lib.batch.plan import BatchError
+from thesis_lib.batch.run import attempt, run
 from thesis_lib.core import paths
 
 pytest.importorskip("distributed", reason="the extra `cluster` is not installed")
@@ -85,7 +86,7 @@ def test_a_killed_worker_loses_and_doubles_nothing(folder, tmp_path, scheduler):
         workers_of(scheduler, 2)
         lines, outcomes = [], []
         batching = threading.Thread(target=lambda: outcomes.extend(
-            run.run(plan(folder), scheduler=scheduler, report=lines.append)))
+            run(tasks_of(folder), scheduler=scheduler, report=lines.append)))
         batching.start()
         mark = paths.outputs() / "worker"
         kernel = psutil.Process(int(wait_for(lambda: mark.exists() and mark.read_text())))
@@ -100,7 +101,7 @@ def test_a_killed_worker_loses_and_doubles_nothing(folder, tmp_path, scheduler):
     rows = [json.loads(file.read_text()) for file in paths.results().glob("*.json")]
     assert sorted(row["category"] for row in rows) == [f"part{number}" for number in range(1, 6)]
     made = sorted(file.name for file in (paths.executed("smoke")).iterdir() if not file.name.startswith("."))
-    assert made == sorted(f"{task.name}{end}" for task in plan(folder) for end in (".ipynb", ".json"))
+    assert made == sorted(f"{task.name}{end}" for task in tasks_of(folder) for end in (".ipynb", ".json"))
     assert not list(paths.outputs().glob(".*")) and lines[0].startswith("2 workers, 2 notebooks at a time")
     assert any("(5 ended, 0 of them badly; 1 left" in line for line in lines)
 
@@ -112,12 +113,12 @@ def test_a_worker_that_sees_something_else_is_refused(folder, tmp_path, schedule
         workers_of(scheduler, 1)
         lines = []
         with pytest.raises(BatchError, match="none of its 1 workers sees the same"):
-            run.run(plan(folder), scheduler=scheduler, report=lines.append)
+            run(tasks_of(folder), scheduler=scheduler, report=lines.append)
         assert "is refused: its outputs is not as here" in lines[0] and "elsewhere" in lines[0]
         good = worker(scheduler, "good")
         try:
             workers_of(scheduler, 2)
-            assert [one.state for one in run.run(plan(folder), scheduler=scheduler, report=lines.append)] == ["done"]
+            assert [one.state for one in run(tasks_of(folder), scheduler=scheduler, report=lines.append)] == ["done"]
         finally:
             end(good)
     finally:
@@ -129,8 +130,9 @@ def test_a_stop_reaches_the_workers(folder, scheduler):
     """What Ctrl-C does: the running notebook is ended, the waiting one not started, the next run goes on."""
     write(folder, "01_sleeps", SLEEPER)
     write(folder, "02_two", SHOW)
-    driver = ("import sys\nfrom thesis_lib import batch\ntasks = run.plan('smoke', notebooks=sys.argv[1])\n"
-              "print([outcome.state for outcome in run.run(tasks, scheduler=sys.argv[2])])")
+    driver = ("import sys\nfrom thesis_lib.batch.plan import plan\nfrom thesis_lib.batch.run import run\n"
+              "tasks = plan('smoke', notebooks=sys.argv[1])\n"
+              "print([outcome.state for outcome in run(tasks, scheduler=sys.argv[2])])")
     one = worker(scheduler, "one")
     try:
         workers_of(scheduler, 1)
@@ -139,7 +141,7 @@ def test_a_stop_reaches_the_workers(folder, scheduler):
         wait_for((paths.outputs() / "worker").exists)
         running.send_signal(signal.SIGINT)
         assert running.communicate(timeout=30)[0].splitlines()[-1] == "['interrupted', 'not started']"
-        outcomes = run.run(plan(folder), scheduler=scheduler, report=lambda line: None)
+        outcomes = run(tasks_of(folder), scheduler=scheduler, report=lambda line: None)
         assert [outcome.state for outcome in outcomes] == ["done", "done"]
     finally:
         end(one)
@@ -148,9 +150,9 @@ def test_a_stop_reaches_the_workers(folder, scheduler):
 def test_no_scheduler_and_no_worker_are_told(folder, scheduler):
     write(folder, "01_one", SHOW)
     with pytest.raises(BatchError, match=r"tcp://127.0.0.1:9: does not answer.*dask scheduler"):
-        next(iter_place("tcp://127.0.0.1:9", plan(folder)))
+        next(iter_place("tcp://127.0.0.1:9", tasks_of(folder)))
     with pytest.raises(BatchError, match="has no worker"):
-        run.run(plan(folder), scheduler=scheduler)
+        run(tasks_of(folder), scheduler=scheduler)
     assert not list(paths.outputs().glob(".*"))
 
 
@@ -161,8 +163,8 @@ def iter_place(address, tasks):
 
 def test_another_key_on_the_worker_is_a_failure(folder):
     write(folder, "01_one", SHOW)
-    (task,) = plan(folder)
-    outcome = run.attempt(task, False, 1, cluster.StopFile(folder / "stop"), "another key")
+    (task,) = tasks_of(folder)
+    outcome = attempt(task, False, 1, cluster.StopFile(folder / "stop"), "another key")
     assert outcome.state == "failed" and "sees another notebook" in outcome.message
 
 

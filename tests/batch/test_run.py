@@ -15,7 +15,11 @@ import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from thesis_lib.batch import run, worker
+from thesis_lib.batch import run as runner
+from thesis_lib.batch import worker
+from thesis_lib.batch.forecast import estimate
+from thesis_lib.batch.plan import BatchError, parameters_of, plan
+from thesis_lib.core import identity
 from thesis_lib.data import synthetic
 
 PARAMETERS = 'seeds: int = 5  # memory banks\nrate: float = 0.1\ncategory: str | None = "granulate"  # "#" or folder'
@@ -58,7 +62,6 @@ def folder(tmp_path, monkeypatch):
     """Two notebooks in a folder whose name papermill would take for a template."""
     monkeypatch.setenv("THESIS_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("THESIS_OUTPUTS", str(tmp_path / "outputs"))
-    monkeypatch.setattr(run.stamp, "library_hash", lambda: "fixed")      # someone may edit it meanwhile
     folder = tmp_path / "note{books}"
     folder.mkdir()
     write(folder, "01_one", SHOW)
@@ -67,14 +70,14 @@ def folder(tmp_path, monkeypatch):
     return folder
 
 
-def plan(folder, **options):
-    return run.plan("smoke", notebooks=folder, **options)
+def tasks_of(folder, **options):
+    return plan("smoke", notebooks=folder, **options)
 
 
 # plan
 
 def test_parameters_are_read_with_type_and_help(folder):
-    assert run.parameters_of(folder / "01_one.ipynb") == {
+    assert parameters_of(folder / "01_one.ipynb") == {
         "seeds": (5, "int", "memory banks"), "rate": (0.1, "float", ""),
         "category": ("granulate", "str | None", '"#" or folder')}
 
@@ -86,8 +89,8 @@ def test_parameters_are_read_with_type_and_help(folder):
     ("import os", "`import os`"), ("a: bool = 1", "must be bool"), ("a: list = (1, 2)", "must be list")])
 def test_parameters_cell_holds_typed_literals_only(folder, source, told):
     write(folder, "03_bad", parameters=source)
-    with pytest.raises(run.BatchError, match=rf"03_bad.*{told}"):
-        plan(folder)
+    with pytest.raises(BatchError, match=rf"03_bad.*{told}"):
+        tasks_of(folder)
 
 
 def test_two_parameter_cells_and_no_notebook_are_refused(folder):
@@ -95,11 +98,11 @@ def test_two_parameter_cells_and_no_notebook_are_refused(folder):
     nb = nbformat.read(file, 4)
     nb.cells.append(new_markdown_cell("x", metadata={"tags": ["parameters"]}))
     nbformat.write(nb, file)
-    with pytest.raises(run.BatchError, match=r"01_one.*2 cells"):
-        plan(folder)
+    with pytest.raises(BatchError, match=r"01_one.*2 cells"):
+        tasks_of(folder)
     file.write_text("{half", encoding="utf-8")
-    with pytest.raises(run.BatchError, match=r"01_one.*not a notebook"):
-        plan(folder)
+    with pytest.raises(BatchError, match=r"01_one.*not a notebook"):
+        tasks_of(folder)
 
 
 @pytest.mark.parametrize(("settings", "told"), [
@@ -121,8 +124,8 @@ def test_two_parameter_cells_and_no_notebook_are_refused(folder):
     ({"timeout_s": 0}, "timeout_s cannot be 0")])
 def test_mistakes_in_runs_yml_are_refused(folder, settings, told):
     profile(folder, **settings)
-    with pytest.raises(run.BatchError, match=told):
-        plan(folder)
+    with pytest.raises(BatchError, match=told):
+        tasks_of(folder)
 
 
 @pytest.mark.parametrize(("options", "told"), [
@@ -136,31 +139,31 @@ def test_mistakes_in_runs_yml_are_refused(folder, settings, told):
     ({"only": ["0"]}, "--only '0' fits 01_one, 02_two"),
     ({"only": [""]}, "--only '' fits")])
 def test_mistakes_on_the_command_line_are_refused(folder, options, told):
-    with pytest.raises(run.BatchError, match=told):
-        plan(folder, **options)
+    with pytest.raises(BatchError, match=told):
+        tasks_of(folder, **options)
 
 
 def test_unknown_profile_missing_or_broken_runs_yml_and_empty_folder(folder, tmp_path):
-    with pytest.raises(run.BatchError, match="'smok'; did you mean smoke"):
-        run.plan("smok", notebooks=folder)
+    with pytest.raises(BatchError, match="'smok'; did you mean smoke"):
+        plan("smok", notebooks=folder)
     for text in ("smoke: [", "3", "smoke:"):
         (folder / "runs.yml").write_text(text, encoding="utf-8")
-        with pytest.raises(run.BatchError, match=r"runs\.yml"):
-            plan(folder)
+        with pytest.raises(BatchError, match=r"runs\.yml"):
+            tasks_of(folder)
     (folder / "runs.yml").unlink()
-    with pytest.raises(run.BatchError, match=r"runs\.yml: not found"):
-        plan(folder)
-    with pytest.raises(run.BatchError, match="no notebook"):
-        plan(tmp_path)
+    with pytest.raises(BatchError, match=r"runs\.yml: not found"):
+        tasks_of(folder)
+    with pytest.raises(BatchError, match="no notebook"):
+        tasks_of(tmp_path)
     for jobs in (0, 1.5, True):
-        with pytest.raises(run.BatchError, match="jobs"):
-            run.run([], jobs=jobs)
+        with pytest.raises(BatchError, match="jobs"):
+            runner.run([], jobs=jobs)
 
 
 def test_defaults_variants_overrides_and_selection(folder, tmp_path):
     profile(folder, defaults={"seeds": 2, "rate": 1},
             notebooks={"01_one": [{"category": "a/b"}, {"category": None}, {"category": "a/b", "rate": 0.5}]})
-    tasks = plan(folder)
+    tasks = tasks_of(folder)
     assert [(t.name, t.parameters) for t in tasks] == [
         ("01_one@rate1.0-a-b", {"seeds": 2, "rate": 1.0, "category": "a/b"}),
         ("01_one@rate1.0-categoryNone", {"seeds": 2, "rate": 1.0, "category": None}),
@@ -169,51 +172,51 @@ def test_defaults_variants_overrides_and_selection(folder, tmp_path):
     assert tasks[3].output == tmp_path / "outputs/notebooks/smoke/02_two.ipynb"
     assert tasks[3].effective == {"seeds": 2, "names": []}
     typed = {"category": "7", "rate": "1e-3", "seeds": "4"}
-    assert [t.parameters for t in plan(folder, only=["01"], overrides=typed)] == [
+    assert [t.parameters for t in tasks_of(folder, only=["01"], overrides=typed)] == [
         {"seeds": 4, "rate": 0.001, "category": "7"}]            # equal variants become one
-    assert plan(folder, only="01", overrides={"category": "null"})[0].parameters["category"] is None
-    assert [t.name for t in plan(folder, only=["02_t"])] == ["02_two"]
+    assert tasks_of(folder, only="01", overrides={"category": "null"})[0].parameters["category"] is None
+    assert [t.name for t in tasks_of(folder, only=["02_t"])] == ["02_two"]
     profile(folder, notebooks={"02_two": [{"names": ["a", "b"]}, {"names": ["a-b"]}]}, skip=["01_one"])
-    names = [t.name for t in plan(folder)]
+    names = [t.name for t in tasks_of(folder)]
     assert len(set(names)) == 2 and all(name.startswith("02_two@") for name in names)
-    with pytest.raises(run.BatchError, match="fits nothing; there are: 02_two"):
-        plan(folder, only=["01"])
+    with pytest.raises(BatchError, match="fits nothing; there are: 02_two"):
+        tasks_of(folder, only=["01"])
 
 
 def test_a_notebook_runs_once_for_each_category(folder, tmp_path):
     write(folder, "02_two", "print(category)", parameters='data: str = "set"\ncategory: str = "nut"')
     profile(folder, every_category=["02_two"], notebooks={"02_two": [{"data": "set"}]}, defaults={"category": "nut"})
-    assert [task.name for task in plan(folder, only=["02"])] == ["02_two"]          # no data: the one that is named
+    assert [task.name for task in tasks_of(folder, only=["02"])] == ["02_two"]          # no data: the one that is named
     for name in ("bolt", "nut"):
         (tmp_path / "data" / "set" / name / "train" / "good").mkdir(parents=True)
-    assert [task.name for task in plan(folder, only=["02"])] == ["02_two@bolt", "02_two@nut"]
-    assert [task.parameters["category"] for task in plan(folder, only=["02"])] == ["bolt", "nut"]
+    assert [task.name for task in tasks_of(folder, only=["02"])] == ["02_two@bolt", "02_two@nut"]
+    assert [task.parameters["category"] for task in tasks_of(folder, only=["02"])] == ["bolt", "nut"]
     profile(folder, every_category=["01_one"])
     write(folder, "01_one", SHOW, parameters="seeds: int = 5")
-    with pytest.raises(run.BatchError, match="every_category: 01_one has no parameter 'category'"):
-        plan(folder)
+    with pytest.raises(BatchError, match="every_category: 01_one has no parameter 'category'"):
+        tasks_of(folder)
 
 
 def test_the_estimate_knows_what_is_done(folder, tmp_path):
-    tasks = plan(folder)
-    assert run.estimate(tasks).startswith("2 notebooks, 0 up to date; to run 2: 2 never timed here; ")
-    run.run(tasks[:1], report=lambda line: None)
+    tasks = tasks_of(folder)
+    assert estimate(tasks).startswith("2 notebooks, 0 up to date; to run 2: 2 never timed here; ")
+    runner.run(tasks[:1], report=lambda line: None)
     record = json.loads(tasks[0].record.read_text())
     assert 0.02 < record["peak_memory_gb"] < 2
-    assert "2 notebooks, 1 up to date; to run 1: 1 never timed here" in run.estimate(tasks)
-    told = run.estimate(tasks, force=True)
+    assert "2 notebooks, 1 up to date; to run 1: 1 never timed here" in estimate(tasks)
+    told = estimate(tasks, force=True)
     assert "to run 2: about 0 min by their last times and 1 never timed here; memory up to 0." in told
     assert told.endswith("GB free on disk")
-    assert run.estimate(tasks[:1]) == "1 notebooks, 1 up to date"
+    assert estimate(tasks[:1]) == "1 notebooks, 1 up to date"
 
 
 def test_key_follows_everything_an_execution_depends_on(folder, tmp_path, monkeypatch):
     def key(**options):
-        return plan(folder, only=["01"], **options)[0].key
+        return tasks_of(folder, only=["01"], **options)[0].key
 
     keys = [key(), key(overrides={"seeds": 4})]
     assert key(overrides={"seeds": 5}) == keys[0]                 # given or default: the same execution
-    monkeypatch.setattr(run.stamp, "library_hash", lambda: "other")
+    monkeypatch.setattr(identity, "version_of", lambda package: "another")
     keys.append(key())
     write(folder, "01_one", SHOW + " ")
     keys.append(key())
@@ -241,9 +244,9 @@ def test_failures_stay_alone_and_are_told(folder, tmp_path):
     write(folder, "05_sleeps", "import time\ntime.sleep(90)")
     write(folder, "06_exits", "import sys\nsys.exit(0)", SHOW)     # papermill: exit code 0, all cells `completed`
     profile(folder, notebooks={"01_one": {"category": 'a "quote"\n\\ ü'}})
-    tasks = [dataclasses.replace(t, timeout_s=8) if t.name == "05_sleeps" else t for t in plan(folder)]
+    tasks = [dataclasses.replace(t, timeout_s=8) if t.name == "05_sleeps" else t for t in tasks_of(folder)]
     lines = []
-    outcomes = run.run(tasks, jobs=2, report=lines.append)
+    outcomes = runner.run(tasks, jobs=2, report=lines.append)
     out = tmp_path / "outputs/notebooks/smoke"
 
     assert [o.state for o in outcomes] == ["done", "done", "failed", "killed", "timeout", "failed"]
@@ -264,21 +267,21 @@ def test_failures_stay_alone_and_are_told(folder, tmp_path):
     assert str(tmp_path) not in (out / "01_one.ipynb").read_text() + (out / "01_one.json").read_text()
 
     assert len(lines) == 12 and "[4/6] 04_shot  started" in lines and not any("\n" in line for line in lines)
-    text = run.table(outcomes)
+    text = runner.table(outcomes)
     assert len(text.splitlines()) == 8 and "04_shot" in text and text.endswith("1 timeout")
-    assert "up to date" not in run.describe(tasks, force=True)
-    told = run.describe(tasks).splitlines()
+    assert "up to date" not in runner.describe(tasks, force=True)
+    told = runner.describe(tasks).splitlines()
     assert "up to date" in told[1] and "category=" in told[1] and "would run" in told[3]
 
     write(folder, "03_raises", SHOW)
-    again = run.run(plan(folder, only=["01", "02", "03"]), report=lines.append)
+    again = runner.run(tasks_of(folder, only=["01", "02", "03"]), report=lines.append)
     assert [o.state for o in again] == ["skipped", "skipped", "done"]
     assert again[2].task.output.exists() and not again[2].task.failed_copy.exists()
 
 
 def test_a_collecting_notebook_runs_last_and_when_another_did(folder, monkeypatch):
     """01 collects: it starts after 02 has ended, also with two jobs, and again whenever 02 was executed anew."""
-    monkeypatch.setattr(run, "execute", lambda notebook, _, part, **options: (
+    monkeypatch.setattr(runner, "execute", lambda notebook, _, part, **options: (
         order.append(notebook.stem), part.write_text('{"metadata": {"papermill": {}}}'), ("done", ""))[-1])
     profile(folder, last=["01_one"])
     for states, redone in [(["done"] * 2, None), (["skipped"] * 2, None), (["done"] * 2, "02_two")]:
@@ -286,18 +289,18 @@ def test_a_collecting_notebook_runs_last_and_when_another_did(folder, monkeypatc
         if redone:
             time.sleep(1.1)         # a record tells whole seconds
             write(folder, redone, "print(seeds, names, 'changed')", parameters="seeds: int = 5\nnames: list[str] = []")
-        outcomes = run.run(plan(folder), jobs=2)
+        outcomes = runner.run(tasks_of(folder), jobs=2)
         assert [outcome.task.name for outcome in outcomes] == ["02_two", "01_one"]
         assert [outcome.state for outcome in outcomes] == states
         assert order == (["02_two", "01_one"] if states[0] == "done" else [])
-    one, two = (plan(folder, only=[number])[0].record for number in ("01", "02"))
-    assert plan(folder, only=["01"])[0].after == (two,)
+    one, two = (tasks_of(folder, only=[number])[0].record for number in ("01", "02"))
+    assert tasks_of(folder, only=["01"])[0].after == (two,)
     write(folder, "03_three", SHOW)
     profile(folder, last=["02_two", "01_one"])
-    assert [task.name for task in plan(folder)] == ["03_three", "02_two", "01_one"]
-    assert plan(folder)[2].after == (plan(folder, only=["03"])[0].record, two)
+    assert [task.name for task in tasks_of(folder)] == ["03_three", "02_two", "01_one"]
+    assert tasks_of(folder)[2].after == (tasks_of(folder, only=["03"])[0].record, two)
     order = []
-    run.run(plan(folder), jobs=2)
+    runner.run(tasks_of(folder), jobs=2)
     assert order == ["03_three", "02_two", "01_one"] and one.exists()
 
 
@@ -306,28 +309,28 @@ def test_what_makes_an_execution_run_again(folder, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     write(folder, "02_two", "import os\nprint(os.environ['OMP_NUM_THREADS'])\n"
                             "print([os.path.relpath(os.environ[n]) for n in ('IPYTHONDIR', 'JUPYTER_RUNTIME_DIR')])")
-    tasks = plan(folder)
+    tasks = tasks_of(folder)
     outputs = [task.output for task in tasks]
-    run = run.run(tasks)
-    assert [o.state for o in run] == ["done", "done"]
+    first = runner.run(tasks)
+    assert [o.state for o in first] == ["done", "done"]
     serial = list(map(output_of, outputs))
     assert serial == [["5 0.1 'granulate'\n"], ["3\n['ipython', 'runtime']\n"]]
     stamps = [file.stat().st_mtime_ns for file in outputs]
-    assert [o.state for o in run.run(tasks)] == ["skipped", "skipped"]
+    assert [o.state for o in runner.run(tasks)] == ["skipped", "skipped"]
     assert [file.stat().st_mtime_ns for file in outputs] == stamps
 
-    assert [o.state for o in run.run(tasks, jobs=2, force=True)] == ["done", "done"]
+    assert [o.state for o in runner.run(tasks, jobs=2, force=True)] == ["done", "done"]
     assert list(map(output_of, outputs)) == serial
     assert all(file.stat().st_mtime_ns > before for file, before in zip(outputs, stamps, strict=True))
 
     good = outputs[0].read_bytes()
     write(folder, "01_one", "1 / 0")
     outputs[1].write_text("{half", encoding="utf-8")
-    assert [o.state for o in run.run(tasks, jobs=2)] == ["failed", "done"]
+    assert [o.state for o in runner.run(tasks, jobs=2)] == ["failed", "done"]
     assert outputs[0].read_bytes() == good and output_of(outputs[1]) == serial[1]
     write(folder, "01_one", SHOW)                     # the old copy fits again, but its record says failed
-    assert "would run" in run.describe(tasks[:1])
-    assert [o.state for o in run.run(plan(folder, only=["01"], overrides={"seeds": "7"}))] == ["done"]
+    assert "would run" in runner.describe(tasks[:1])
+    assert [o.state for o in runner.run(tasks_of(folder, only=["01"], overrides={"seeds": "7"}))] == ["done"]
     assert output_of(outputs[0]) == ["7 0.1 'granulate'\n"]
 
 
@@ -342,20 +345,20 @@ def test_kernel_that_does_not_start_gets_one_more_try(folder, tmp_path, monkeypa
     (spec / "kernel.json").write_text(json.dumps({
         "argv": [sys.executable, str(script), "-f", "{connection_file}"], "display_name": "x", "language": "python"}))
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
-    tasks = plan(folder)
-    assert run.run(tasks[:1])[0].state == "done" and (spec / "tries").exists()
+    tasks = tasks_of(folder)
+    assert runner.run(tasks[:1])[0].state == "done" and (spec / "tries").exists()
 
     calls = []
-    monkeypatch.setattr(run, "execute", lambda *a, **k: calls.append(a) or ("no kernel", "RuntimeError: no"))
-    assert [(o.state, o.message) for o in run.run(tasks[1:])] == [("failed", "RuntimeError: no")]
+    monkeypatch.setattr(runner, "execute", lambda *a, **k: calls.append(a) or ("no kernel", "RuntimeError: no"))
+    assert [(o.state, o.message) for o in runner.run(tasks[1:])] == [("failed", "RuntimeError: no")]
     assert len(calls) == 2
 
 
 DRIVER = """
 import sys
-from thesis_lib.batch import run
-run.stamp.library_hash = lambda: "fixed"
-outcomes = run.run(run.plan("smoke", notebooks=sys.argv[1]))
+from thesis_lib.batch.plan import plan
+from thesis_lib.batch.run import run
+outcomes = run(plan("smoke", notebooks=sys.argv[1]))
 print([o.state for o in outcomes], flush=True)
 """
 
@@ -391,7 +394,7 @@ def test_a_batch_that_is_stopped_can_go_on(folder, tmp_path, number):
         assert not list(out.glob(".*"))
     if number == signal.SIGTERM:
         return
-    states = [o.state for o in run.run(plan(folder, only=["01", "02"]))]
+    states = [o.state for o in runner.run(tasks_of(folder, only=["01", "02"]))]
     assert states == ["skipped", "done"] and output_of(out / "02_two.ipynb") == ["awake\n"]
     assert not list(out.glob(".*"))
 
@@ -406,18 +409,18 @@ def test_a_crash_between_copy_and_record_leaves_nothing_that_claims_to_be_curren
         if file.suffix == ".ipynb":
             raise OSError("disk full")
 
-    replace = run._replace
-    monkeypatch.setattr(run, "execute", execute)
-    before, after = (plan(folder, only=["01"], overrides={"seeds": n}) for n in (1, 2))
-    assert run.run(before)[0].state == "done" and run.run(before)[0].state == "skipped"
-    monkeypatch.setattr(run, "_replace", crash)
-    assert run.run(after)[0].message == "OSError: disk full"
-    assert not run.up_to_date(before[0], before[0].key)        # the copy is that of seeds=2
-    assert not run.up_to_date(after[0], after[0].key)
+    replace = runner._replace
+    monkeypatch.setattr(runner, "execute", execute)
+    before, after = (tasks_of(folder, only=["01"], overrides={"seeds": n}) for n in (1, 2))
+    assert runner.run(before)[0].state == "done" and runner.run(before)[0].state == "skipped"
+    monkeypatch.setattr(runner, "_replace", crash)
+    assert runner.run(after)[0].message == "OSError: disk full"
+    assert not runner.up_to_date(before[0], before[0].key)        # the copy is that of seeds=2
+    assert not runner.up_to_date(after[0], after[0].key)
 
 
 MEASURE = """
-from thesis_lib.evaluation import scores
+from thesis_lib.evaluation import scores, stage_times
 from thesis_lib.data import Preprocess, scan
 from thesis_lib.methods import EfficientAD, PaDiM, PatchCore
 pictures = scan(data, "pad")
@@ -425,7 +428,7 @@ detectors = {"bank": PatchCore(weights="random", layers=(1,), bank=30),
              "gaussians": PaDiM(weights="random", channels=10),
              "trained": EfficientAD(weights="random", steps=3)}
 scores.evaluate_many(detectors, pictures, Preprocess(image_size=size), seeds=2)
-scores.measure_time(detectors["bank"], pictures, Preprocess(image_size=size), pictures=1)"""
+stage_times.measure_time(detectors["bank"], pictures, Preprocess(image_size=size), pictures=1)"""
 
 
 def test_two_at_a_time_measure_the_same_numbers(folder, make_category, tmp_path, monkeypatch):
@@ -441,7 +444,7 @@ def test_two_at_a_time_measure_the_same_numbers(folder, make_category, tmp_path,
     rows = {}
     for jobs in (1, 2):
         monkeypatch.setenv("THESIS_OUTPUTS", str(tmp_path / f"jobs{jobs}"))
-        outcomes = run.run(plan(folder), jobs=jobs, report=lambda line: None)
+        outcomes = runner.run(tasks_of(folder), jobs=jobs, report=lambda line: None)
         assert [outcome.state for outcome in outcomes] == ["done", "done"], outcomes
         files = (tmp_path / f"jobs{jobs}" / "results").glob("*.json")
         rows[jobs] = {file.name: json.loads(file.read_text()) for file in files}
@@ -471,8 +474,8 @@ def test_threads_of_a_notebook_and_of_its_trainings(folder, monkeypatch, jobs, o
         monkeypatch.setenv("OMP_NUM_THREADS", own)
     for name in ("01_one", "02_two"):
         write(folder, name, f"import os\nprint([os.environ.get(name) for name in {names}])")
-    tasks = plan(folder)
-    assert [outcome.state for outcome in run.run(tasks, jobs=jobs, report=lambda line: None)] == ["done", "done"]
+    tasks = tasks_of(folder)
+    assert [outcome.state for outcome in runner.run(tasks, jobs=jobs, report=lambda line: None)] == ["done", "done"]
     assert [output_of(task.output) for task in tasks] == [[f"{expected}\n"]] * 2
 
 
@@ -485,23 +488,23 @@ def test_demo_pictures_are_made_once_before_any_notebook(folder, tmp_path, monke
 
     calls = []
     monkeypatch.setattr(synthetic, "write", make)
-    monkeypatch.setattr(run, "execute", lambda *a, **k: calls.append("notebook") or ("failed", "x"))
-    run.run(plan(folder))
+    monkeypatch.setattr(runner, "execute", lambda *a, **k: calls.append("notebook") or ("failed", "x"))
+    runner.run(tasks_of(folder))
     assert calls == ["notebook"] * 2
     write(folder, "01_one", parameters='data: str = "demo"')
-    outcomes = run.run(plan(folder))
+    outcomes = runner.run(tasks_of(folder))
     assert calls[2:] == [tmp_path / "data/demo", "notebook", "notebook"]
-    assert json.loads(outcomes[0].task.record.read_text())["key"] == plan(folder)[0].key
+    assert json.loads(outcomes[0].task.record.read_text())["key"] == tasks_of(folder)[0].key
 
 
 def test_only_temporary_files_of_dead_batches_are_removed(tmp_path):
-    node = run.OWNER.rpartition("-")[0]
+    node = runner.OWNER.rpartition("-")[0]
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     names = [f".a.{node}-{os.getppid()}.ipynb", f".a.other-{node}-{dead.pid}.ipynb", "a.ipynb", ".mine.ipynb"]
     for name in [*names, f".a@x1.5.{node}-{dead.pid}.ipynb", f".a.{node}-{dead.pid}.rows"]:
         (tmp_path / name).write_text("{}")
-    run._sweep(tmp_path)
+    runner._sweep(tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted(names)
 
 
@@ -514,7 +517,7 @@ def test_a_broken_report_stops_the_batch_and_its_notebooks(folder):
 
     before, threads, began = psutil.Process().children(recursive=True), threading.active_count(), time.monotonic()
     with pytest.raises(BrokenPipeError):
-        run.run(plan(folder), jobs=2, report=report)
+        runner.run(tasks_of(folder), jobs=2, report=report)
     assert time.monotonic() - began < 30 and threading.active_count() == threads
     assert not left_since(before)
 

@@ -13,9 +13,11 @@ import torch
 from PIL import Image
 
 from thesis_lib import data
-from thesis_lib.batch import run
+from thesis_lib.batch import forecast, plan
+from thesis_lib.batch import run as runner
 from thesis_lib.commands import doctor, main, methods
 from thesis_lib.core import paths
+from thesis_lib.core.errors import ThesisError
 from thesis_lib.data import synthetic
 from thesis_lib.evaluation import scores
 from thesis_lib.methods import METHODS, PatchCore
@@ -129,14 +131,17 @@ def test_time_says_stages_and_protocol(evaluate):
 
 
 def test_options_reach_detector_and_preprocessing(evaluate, monkeypatch):
+    def note(*args, **kwargs):
+        seen.append((*args, kwargs))
+        raise ThesisError("noted")
+
     seen = []
-    monkeypatch.setattr(scores, "evaluate", lambda *args, **kwargs: seen.append((*args, kwargs)) or 1 / 0)
+    monkeypatch.setattr(scores, "evaluate", note)
     options = ("--layers", "1,2", "--bank", "1%", "--projection", "16", "--search", "cdist", "--score",
                "reweighted", "--neighbours", 4, "--image-size", 96, "--crop", 64, "--resize", "short_side",
                "--interpolation", "lanczos", "--batch-size", 3, "--train-pictures", 2, "--test-pictures", 4,
                "--force")
-    with pytest.raises(ZeroDivisionError):
-        evaluate(*options)
+    assert evaluate(*options) == (2, [], ["thesis: error: noted"])
     (detector, category, preprocess, how), = seen
     expected = {"layers": (1, 2), "bank": "1%", "projection": 16, "search": "cdist", "score": "reweighted",
                 "neighbours": 4, "weights": "random", "memory_limit_gb": None}
@@ -353,11 +358,11 @@ def test_run_wants_name_and_value(thesis):
     (["done", "not started"], 130)])
 def test_run_exit_code_follows_the_outcomes(thesis, monkeypatch, states, code):
     seen = {}
-    monkeypatch.setattr(run, "plan", lambda profile, **how: seen.update(profile=profile, **how))
-    monkeypatch.setattr(run, "run", lambda tasks, **how: seen.update(how) or
+    monkeypatch.setattr(plan, "plan", lambda profile, **how: seen.update(profile=profile, **how))
+    monkeypatch.setattr(runner, "run", lambda tasks, **how: seen.update(how) or
                         [argparse.Namespace(state=state) for state in states])
-    monkeypatch.setattr(run, "estimate", lambda tasks, **_: "the estimate")
-    monkeypatch.setattr(run, "table", lambda outcomes: "the table")
+    monkeypatch.setattr(forecast, "estimate", lambda tasks, **_: "the estimate")
+    monkeypatch.setattr(runner, "table", lambda outcomes: "the table")
     options = ("--profile", "smoke", "--only", "07", "-p", "seeds=1", "-p", "category=a=b", "--jobs", 2)
     assert thesis("run", *options)[:2] == (code, ["the estimate", "the table"])
     assert seen == {"profile": "smoke", "only": ["07"], "overrides": {"seeds": "1", "category": "a=b"},

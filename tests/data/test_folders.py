@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from thesis_lib.data.pictures import load_image
 from thesis_lib import data
 from thesis_lib.core import paths, preprocess
 from thesis_lib.data import synthetic
@@ -63,7 +64,7 @@ def test_every_suffix_in_any_case(make_category, suffix):
     category = data.scan(make_category(suffix=suffix), "pad")
     assert (len(category.train), len(category.test)) == (4, 6)
     assert category.has_masks
-    assert GREY.image(category.train[0].path).shape == (3, 64, 64)
+    assert load_image(category.train[0].path, GREY).shape == (3, 64, 64)
 
 
 def test_hidden_and_other_files_are_left_out(make_category):
@@ -251,7 +252,7 @@ def test_broken_picture_is_named(tmp_path, harm):
     else:
         file.write_bytes({"truncated": content[:len(content) // 2], "empty": b"", "text": b"hello"}[harm])
     with pytest.raises(data.DataError, match=r"broken\.png: not a readable picture"):
-        GREY.image(file)
+        load_image(file, GREY)
 
 
 # ---- geometry
@@ -268,7 +269,7 @@ def test_geometry_is_pillows(tmp_path, interpolation, size, crop, resize, scaled
     left, top = (scaled[0] - side) // 2, (scaled[1] - side) // 2
     pixels = np.asarray(expected)[top:top + side, left:left + side].astype(np.float64) / 255
     normalised = (pixels - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
-    image = preprocess.image(file)
+    image = load_image(file, preprocess)
     assert (image.dtype, tuple(image.shape), preprocess.side) == (torch.float32, (3, side, side), side)
     assert image.is_contiguous()
     np.testing.assert_allclose(image, normalised.transpose(2, 0, 1), atol=1e-5)
@@ -277,7 +278,7 @@ def test_geometry_is_pillows(tmp_path, interpolation, size, crop, resize, scaled
 def test_upright_and_lying_pictures_form_a_batch(tmp_path):
     preprocess = data.Preprocess(image_size=48, crop=48, resize="short_side")
     for shape in ((80, 60), (60, 80), (60, 61)):
-        assert preprocess.image(paint(tmp_path / "one.png", gradient(*shape))).shape == (3, 48, 48)
+        assert load_image(paint(tmp_path / "one.png", gradient(*shape)), preprocess).shape == (3, 48, 48)
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
@@ -330,7 +331,7 @@ def test_batches_hold_every_picture_in_order(pad, batch_size, sizes):
     pictures = data.Pictures(pad.train, GREY, batch_size)
     assert len(pictures) == len(sizes)
     assert [len(batch) for batch in pictures] == sizes
-    expected = torch.stack([GREY.image(sample.path) for sample in pad.train])
+    expected = torch.stack([load_image(sample.path, GREY) for sample in pad.train])
     assert torch.equal(torch.cat(list(pictures)), expected)
     assert torch.equal(torch.cat(list(pictures)), expected), "a second pass reads again"
 

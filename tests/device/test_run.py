@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from thesis_lib.data.pictures import load_image
 from thesis_lib import data
 from thesis_lib.commands import main
 from thesis_lib.core import nearest, results, stamp, timing
@@ -404,7 +405,7 @@ def test_map_is_grey_with_the_threshold_in_the_middle(original, category, capsys
     assert run(capsys, "detect", original, file, "--maps")[0] == 0
     grey = np.asarray(Image.open(tmp_path / "hole_anomaly.png"))
     threshold = bundle.Bundle.open(original).threshold("float")
-    expected = DETECTOR.fit(data.Pictures(category.train, SMALL)).predict(SMALL.image(file)[None]).full_map(64, 0)[0]
+    expected = DETECTOR.fit(data.Pictures(category.train, SMALL)).predict(load_image(file, SMALL)[None]).full_map(64, 0)[0]
     assert (grey.dtype, grey.shape) == (np.uint8, (64, 64))
     assert np.abs(grey - np.clip(expected.numpy() * 128 / threshold, 0, 255)).max() < 1
     assert grey[18:36, 24:40].min() > 128 and grey[:4, :4].max() < 128

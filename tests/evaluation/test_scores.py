@@ -8,6 +8,7 @@ import pytest
 import torch
 from sklearn.exceptions import NotFittedError
 
+from thesis_lib.data.pictures import load_image
 from thesis_lib import data
 from thesis_lib.core import paths, timing
 from thesis_lib.evaluation import metrics, scores
@@ -44,7 +45,7 @@ def calls(monkeypatch):
 def test_rows_equal_a_fit_by_hand(pad, small):
     rows = scores.evaluate(patchcore(), pad, small, seeds=[3, 0], batch_size=4)
     assert rows["seed"].tolist() == [3, 0]
-    images = torch.stack([small.image(sample.path) for sample in pad.test])
+    images = torch.stack([load_image(sample.path, small) for sample in pad.test])
     masks = np.stack([small.mask(sample) for sample in pad.test])
     for _, row in rows.iterrows():
         by_hand = patchcore(seed=row["seed"]).fit(data.Pictures(pad.train, small)).predict(images)
@@ -303,7 +304,7 @@ def test_time_uses_a_fitted_detector_and_repeats_pictures(pad, small, calls, mon
     monkeypatch.setattr(timing, "measure", lambda detector, images, **how: seen.extend(images)
                         or timing.Timing(("all",), np.ones((1, 1, 1)), 1.0, 1, 1))
     scores.measure_time(detector, pad, small, pictures=4, batch_size=2)
-    expected = torch.stack([small.image(pad.test[index % 6].path) for index in range(8)])
+    expected = torch.stack([load_image(pad.test[index % 6].path, small) for index in range(8)])
     assert torch.equal(torch.cat(seen), expected)
     assert calls == []
 

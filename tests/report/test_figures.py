@@ -6,6 +6,7 @@ import pytest
 import torch
 from matplotlib import pyplot
 
+from thesis_lib.data.pictures import load_image
 from thesis_lib.networks import quantize
 from thesis_lib.report import figures
 
@@ -138,7 +139,7 @@ def test_maps_share_their_colours(drawn, pad, small, limits, expected):
 
 
 def test_to_rgb_undoes_the_normalisation(pad, small):
-    pixels = figures.to_rgb(small.image(pad.test[-1].path))
+    pixels = figures.to_rgb(load_image(pad.test[-1].path, small))
     assert pixels.shape == (64, 64, 3)
     assert (pixels[small.mask(pad.test[-1])] == 255).all()
     assert figures.to_rgb(torch.full((3, 2, 2), 99.0)).max() == 255

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from thesis_lib.data.pictures import load_image
 from thesis_lib import data
 from thesis_lib.methods import SPADE, PaDiM, PatchCore
 from thesis_lib.report import panels
@@ -32,7 +33,7 @@ def widgets(box):
 
 
 def test_scores_are_the_detectors(view, pad, small):
-    images = torch.stack([small.image(sample.path) for sample in pad.test])
+    images = torch.stack([load_image(sample.path, small) for sample in pad.test])
     assert np.allclose(view.scores, view.detector.predict(images).score, rtol=1e-5)
 
 
@@ -54,7 +55,7 @@ def test_nearest_patches_come_from_the_training_pictures(view, pad, small):
     """The bank row's number leads back to its picture and place."""
     crops = view.nearest(0)
     assert len(crops) == 1 + panels.SHOWN and all(crop.shape == (24, 24, 3) for crop in crops)
-    train = [small.image(sample.path) for sample in pad.train]
+    train = [load_image(sample.path, small) for sample in pad.train]
     stages = view.detector.stages
     patches = stages["embedding"](stages["extraction"](torch.stack(train))).vectors      # (N, P, D)
     for row, vector in zip(view.detector.rows_, view.detector.bank_, strict=True):

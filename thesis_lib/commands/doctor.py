@@ -13,11 +13,11 @@ DEVICE = {"numpy": "import numpy; (numpy.ones((64, 64)) @ numpy.ones((64, 64))).
 CHECKS = {
     **DEVICE,
     "torch": "import torch; (torch.ones(64, 64) @ torch.ones(64, 64)).sum(); print(torch.__version__)",
-    "torchvision": "from thesis_lib import backbones; b = backbones.load('resnet18', (1,), 'random'); import torch; "
-                   "b(torch.zeros(1, 3, 64, 64)); print(backbones.torchvision().__version__)",
+    "torchvision": "from thesis_lib.networks import backbones; b = backbones.load('resnet18', (1,), 'random'); "
+                   "import torch; b(torch.zeros(1, 3, 64, 64)); print(backbones.torchvision().__version__)",
     "faiss": "import faiss, numpy; i = faiss.IndexFlatL2(8); i.add(numpy.ones((9, 8), 'f4')); "
              "i.search(numpy.ones((2, 8), 'f4'), 1); print(faiss.__version__)",
-    "torch's network in onnxruntime": "import torch, onnxruntime; from thesis_lib import engines; "
+    "torch's network in onnxruntime": "import torch, onnxruntime; from thesis_lib.networks import engines; "
                    "b = engines.build('resnet18', (1,), 'random', 'fast'); b(torch.zeros(1, 3, 64, 64)); "
                    "print(onnxruntime.__version__)",
     "torch, then faiss": "import torch, faiss, numpy; torch.ones(512, 512) @ torch.ones(512, 512); "

@@ -138,7 +138,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
     def measure(detector, category, preprocess) -> dict:
         rows = scores.evaluate(detector, category, preprocess, seeds=args.seeds, batch_size=args.batch_size,
-                                   force=args.force)
+                               force=args.force)
         one = tables.summary(rows).iloc[0]
         answer = {"method": args.method, "category": category.name, "weights": one["weights"], "seeds": len(rows),
                   "image_auroc": one["auroc"] / 100, "low": one["low"] / 100, "high": one["high"] / 100,
@@ -173,8 +173,8 @@ def _time(args: argparse.Namespace) -> int:
     def measure(detector, category, preprocess) -> dict:
         detector = detector.reseeded(args.seed)
         row = stage_times.measure_time(detector, category, preprocess, pictures=args.pictures, warmup=args.warmup,
-                                      repeats=args.repeats, batch_size=args.batch_size, threads=args.threads,
-                                      force=args.force)
+                                       repeats=args.repeats, batch_size=args.batch_size, threads=args.threads,
+                                       force=args.force)
         _print_times(category.name, row)
         return {key: value for key, value in row.items() if key not in ("raw_s", "stamp")}
 
@@ -187,14 +187,14 @@ def _print_times(name: str, row: dict) -> None:
 
 
 def _export(args: argparse.Namespace) -> int:
-    from thesis_lib.device import export
+    from thesis_lib.device.export import export
 
     if len(args.category) > 1 or args.category == ["all"]:
         raise ThesisError(f"--category {' '.join(args.category)}: a bundle is of one category")
 
     def write(detector, category, preprocess) -> dict:
         facts = export(detector.reseeded(args.seed), category, preprocess, args.out, batch_size=args.batch_size,
-                              quantile=args.quantile)
+                       quantile=args.quantile)
         print(f"{args.out}: {args.method} fitted on {len(category.train)} pictures of {category.name}, "
               f"{len(facts['pictures'])} pictures with expected scores")
         for name, engine in facts["engines"].items():

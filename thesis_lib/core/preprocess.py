@@ -2,16 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from thesis_lib.core.errors import ThesisError
 from thesis_lib.core.parameters import one_of, parameter
-
-if TYPE_CHECKING:
-    import torch
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
 INTERPOLATIONS = {name: Image.Resampling[name.upper()] for name in ("nearest", "bilinear", "bicubic", "lanczos")}
@@ -73,14 +69,8 @@ class Preprocess:
         left, top = (image.width - self.side) // 2, (image.height - self.side) // 2
         return image.crop((left, top, left + self.side, top + self.side))
 
-    def image(self, path: Path) -> "torch.Tensor":
-        """(3, H, W) float32, ImageNet-normalised."""
-        import torch
-
-        return torch.from_numpy(self.array(path))
-
     def array(self, path: Path) -> np.ndarray:
-        """The same as an array of NumPy."""
+        """(3, H, W) float32, ImageNet-normalised."""
         pixels = np.array(self.geometry(read_rgb(path), self.interpolation), dtype=np.float32) / 255
         normalised = (pixels - np.float32(IMAGENET_MEAN)) / np.float32(IMAGENET_STD)
         return np.ascontiguousarray(normalised.transpose(2, 0, 1))

@@ -5,7 +5,7 @@ Own folders and MVTec AD's are read by `scan`, the demo pictures are generated. 
 
 from thesis_lib.core.preprocess import Preprocess
 from thesis_lib.data.folders import Category, categories, demo, resolve, scan, some_categories, verify
-from thesis_lib.data.pictures import Pictures, denormalise, evenly, normalise
+from thesis_lib.data.pictures import Pictures, denormalise, evenly, load_image, normalise
 
-__all__ = ["Category", "Pictures", "Preprocess", "categories", "demo", "denormalise", "evenly", "normalise", "resolve",
-           "scan", "some_categories", "verify"]
+__all__ = ["Category", "Pictures", "Preprocess", "categories", "demo", "denormalise", "evenly", "load_image",
+           "normalise", "resolve", "scan", "some_categories", "verify"]

@@ -1,12 +1,18 @@
 """Batches of pictures, read when they are iterated.  Letters: B pictures, H, W sides in pixels after `Preprocess`."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from thesis_lib.core.errors import ThesisError
 from thesis_lib.core.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess, Sample
+
+
+def load_image(path: Path, preprocess: Preprocess) -> torch.Tensor:
+    """(3, H, W) float32, ImageNet-normalised. DataError names a file that cannot be read."""
+    return torch.from_numpy(preprocess.array(path))
 
 
 class Pictures:
@@ -27,7 +33,7 @@ class Pictures:
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         for start in range(0, len(self.samples), self.batch_size):
-            yield torch.stack([self.preprocess.image(sample.path)
+            yield torch.stack([load_image(sample.path, self.preprocess)
                                for sample in self.samples[start:start + self.batch_size]])
 
 

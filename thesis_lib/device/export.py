@@ -14,7 +14,7 @@ from thesis_lib.core import stamp
 from thesis_lib.core.errors import ThesisError
 from thesis_lib.core.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess, Sample, read_rgb
 from thesis_lib.data.folders import Category
-from thesis_lib.data.pictures import Pictures, evenly
+from thesis_lib.data.pictures import Pictures, evenly, load_image
 from thesis_lib.device import bundle
 from thesis_lib.device.run import check_scores
 from thesis_lib.evaluation import scores
@@ -67,7 +67,7 @@ def export(detector: Detector, category: Category, preprocess: Preprocess, folde
         work = Path(temporary) / "bundle"
         work.mkdir()
         names = _copies(category, preprocess, work)
-        images = [preprocess.image(work / name)[None] for name in names]
+        images = [load_image(work / name, preprocess)[None] for name in names]
         facts = {"format": bundle.FORMAT, "library": stamp.stamp()["library"],
                  "preprocess": asdict(preprocess) | {"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
                  "score": "max", "pictures": names, "engines": {}}

@@ -11,7 +11,7 @@ from thesis_lib.core.errors import NotFittedError, ThesisError
 from thesis_lib.core.preprocess import Preprocess
 from thesis_lib.core.timing import Timing
 from thesis_lib.data.folders import Category
-from thesis_lib.data.pictures import Pictures
+from thesis_lib.data.pictures import Pictures, load_image
 from thesis_lib.evaluation import scores
 from thesis_lib.methods.base import Detector
 from thesis_lib.networks import backbones
@@ -55,7 +55,7 @@ def measure_times(detectors: Mapping[str, Detector], category: Category, preproc
     if missing:
         test = [sample.path for sample in category.test] or [sample.path for sample in category.train]
         wanted = [test[i % len(test)] for i in range(pictures * batch_size)]
-        images = torch.stack([preprocess.image(path) for path in wanted]).split(batch_size)
+        images = torch.stack([load_image(path, preprocess) for path in wanted]).split(batch_size)
         unfitted = [(name, detectors[name].seed) for name in missing if not _fitted(detectors[name])]
         for groups in scores.by_network(detectors, unfitted):
             network, maps = scores.extract(detectors, groups, Pictures(category.train, preprocess))

@@ -14,6 +14,7 @@ from PIL import Image
 from sklearn.metrics import roc_curve
 
 from thesis_lib.core.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess, Sample
+from thesis_lib.data.pictures import load_image
 from thesis_lib.report.tables import NEEDED
 
 if TYPE_CHECKING:       # a page without integers should not depend on them
@@ -223,7 +224,7 @@ def pictures(samples: Sequence[Sample], preprocess: Preprocess, columns: int = 6
     for axis in axes:
         axis.set_axis_off()
     for axis, sample in zip(axes, samples, strict=False):
-        axis.imshow(to_rgb(preprocess.image(sample.path)))
+        axis.imshow(to_rgb(load_image(sample.path, preprocess)))
         if sample.mask:
             axis.contour(preprocess.mask(sample), levels=[0.5], colors="red", linewidths=0.9)
         axis.set_title(f"{sample.defect}/{sample.path.stem}", fontsize=8)
@@ -241,7 +242,7 @@ def maps(samples: Sequence[Sample], full_maps: np.ndarray, scores: Sequence[floa
     figure = Figure(figsize=(1.9 * columns + 0.6, 4.1), layout="constrained", dpi=90)
     axes = figure.subplots(2, columns, squeeze=False)
     for column, (sample, heat, score) in enumerate(zip(samples, full_maps, scores, strict=True)):
-        rgb, mask = to_rgb(preprocess.image(sample.path)), preprocess.mask(sample)
+        rgb, mask = to_rgb(load_image(sample.path, preprocess)), preprocess.mask(sample)
         axes[0, column].imshow(rgb)
         axes[0, column].set_title(f"{sample.defect}/{sample.path.stem}", fontsize=8)
         axes[1, column].imshow(rgb.mean(axis=2), cmap="gray")
@@ -267,7 +268,7 @@ def inspection(sample: Sample, heat: np.ndarray, score: float, times: Mapping[st
     columns = np.resize(list(named), (2, -(-len(named) // 2))).tolist() if named else [[], []]
     axes = figure.subplot_mosaic([["picture", "map", *row, "times"] for row in columns],
                                  width_ratios=[2.1, 2.1, *[1] * len(columns[0]), 1.7])
-    rgb, mask = to_rgb(preprocess.image(sample.path)), preprocess.mask(sample)
+    rgb, mask = to_rgb(load_image(sample.path, preprocess)), preprocess.mask(sample)
     axes["picture"].imshow(rgb)
     axes["map"].imshow(rgb.mean(axis=2), cmap="gray")
     axes["map"].imshow(heat, cmap=HEAT, alpha=0.65)

@@ -19,7 +19,7 @@ from thesis_lib.core import progress
 from thesis_lib.core.errors import ThesisError
 from thesis_lib.core.preprocess import DataError, Preprocess
 from thesis_lib.data.folders import Category, categories, resolve, scan, some_categories
-from thesis_lib.data.pictures import Pictures
+from thesis_lib.data.pictures import Pictures, load_image
 from thesis_lib.evaluation import metrics
 from thesis_lib.evaluation.stage_times import measure
 from thesis_lib.methods.base import Detector, Prediction
@@ -58,7 +58,7 @@ class View:
         """Crops (S, S, 3): the farthest patch of the picture, then the bank patches nearest to it (PatchCore only)."""
         if not isinstance(self.detector, PatchCore):
             return []
-        image, stages = self.preprocess.image(self.category.test[index].path), self.detector.stages
+        image, stages = load_image(self.category.test[index].path, self.preprocess), self.detector.stages
         patches = stages["embedding"](stages["extraction"](image[None]))
         worst = int(stages["search"](patches).distances[0, :, 0].argmax())
         count = min(SHOWN, len(self.detector.bank_))
@@ -66,7 +66,7 @@ class View:
         crops = [self._crop(image, worst, patches.grid)]
         for row in self.detector.rows_[rows.numpy()]:
             number, place = divmod(int(row), patches.grid[0] * patches.grid[1])
-            crops.append(self._crop(self.preprocess.image(self.category.train[number].path), place, patches.grid))
+            crops.append(self._crop(load_image(self.category.train[number].path, self.preprocess), place, patches.grid))
         return crops
 
     def _crop(self, image: torch.Tensor, place: int, grid: tuple[int, int]) -> np.ndarray:
@@ -78,7 +78,7 @@ class View:
     def figure(self, index: int) -> figures.Figure:
         """Picture, anomaly map, nearest bank patches, stage times of this picture."""
         sample = self.category.test[index]
-        image = self.preprocess.image(sample.path)[None]
+        image = load_image(sample.path, self.preprocess)[None]
         times = measure(self.detector, [image], warmup=0, repeats=3).stage_ms    # after a first pass
         heat = self.predictions[index].full_map(self.preprocess.side)[0].numpy()
         return figures.inspection(sample, heat, self.scores[index], times, self.nearest(index), self.preprocess)

@@ -1,0 +1,106 @@
+"""The house: every import goes down, `core` and `device` need no torch, and each room says what it is for."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+
+from thesis_lib.core import paths
+
+BELOW = {"core": (), "data": ("core",)}         # room -> rooms that it may import from, beside itself
+for room, under in (("networks", "data"), ("patches", "networks"), ("training", "patches"), ("methods", "training"),
+                    ("evaluation", "methods"), ("device", "evaluation")):
+    BELOW[room] = (*BELOW[under], under)
+BELOW |= {"batch": ("core", "data"), "report": (*BELOW["evaluation"], "evaluation", "batch")}
+BELOW["commands"] = tuple(BELOW)
+MODULES = sorted(paths.PACKAGE.rglob("*.py"))
+
+
+def imported(file, source=None):
+    """Modules that a file of the library imports, inside functions and for type checkers, too; relative ones made whole.
+
+    `from thesis_lib.patches import search` counts as thesis_lib.patches.search.
+    """
+    package = ["thesis_lib", *file.relative_to(paths.PACKAGE).parent.parts]
+    for node in ast.walk(ast.parse(source or file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[:len(package) - node.level + 1] if node.level else []
+            module = ".".join([*above, *filter(None, [node.module])])
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def wrong(file, source=None):
+    """Imports of a file that break the direction, as lines that name both ends."""
+    here = file.relative_to(paths.PACKAGE)
+    if len(here.parts) == 1:
+        return []                               # thesis_lib/__init__.py
+    room = here.parts[0]
+    found = []
+    for module in imported(file, source):
+        top, *rest = module.split(".")
+        if top == "thesis_lib" and (not rest or rest[0] not in (room, *BELOW[room])):
+            found.append(f"{here.as_posix()} imports {module}; {room} may import from {', '.join(BELOW[room]) or 'none'}")
+    return found
+
+
+def test_every_import_goes_down():
+    broken = [line for file in MODULES for line in wrong(file)]
+    assert not broken, "\n".join(broken)
+
+
+@pytest.mark.parametrize("source", [
+    "from thesis_lib.methods.patchcore import PatchCore", "from thesis_lib.methods import patchcore",
+    "import thesis_lib.methods.base", "from ..methods import base", "from ..methods.base import Detector",
+    "def later():\n    from thesis_lib import methods", "from thesis_lib.report import figures"])
+def test_an_import_upwards_is_named(source):
+    """Relative and function-level ones, too."""
+    (line,) = wrong(paths.PACKAGE / "patches" / "search.py", source)
+    assert "patches/search.py imports thesis_lib." in line
+
+
+def test_every_room_has_a_sign_on_its_door():
+    rooms = {folder.name for folder in paths.PACKAGE.iterdir() if (folder / "__init__.py").is_file()}
+    assert rooms == set(BELOW)
+    for room in rooms:
+        tree = ast.parse((paths.PACKAGE / room / "__init__.py").read_text(encoding="utf-8"))
+        assert len(ast.get_docstring(tree) or "") > 80, f"{room}: its __init__ does not say what it is for"
+        if room in ("core", "device", "batch", "report", "commands"):
+            assert len(tree.body) == 1, f"{room}: its __init__ holds a docstring only"
+
+
+def test_inside_the_library_imports_name_the_defining_module():
+    """Then a key follows them; the faces of the rooms are for users."""
+    faces = {f"thesis_lib.{room}" for room in BELOW}
+    for file in MODULES:
+        if file.name == "__init__.py":
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module in faces:
+                for alias in node.names:
+                    place = paths.PACKAGE / node.module.partition(".")[2] / f"{alias.name}.py"
+                    assert place.is_file(), f"{file.name} imports {alias.name} from the face of {node.module}"
+
+
+@pytest.mark.parametrize("blocked", ["torch", "pandas"])
+def test_core_and_device_need_neither_torch_nor_pandas(blocked):
+    names = [f"thesis_lib.{room}.{file.stem}" for room in ("core", "device")
+             for file in (paths.PACKAGE / room).glob("*.py") if file.stem not in ("__init__", "export")]
+    code = (f"import importlib, sys\nsys.modules[{blocked!r}] = None\n"
+            f"for name in {names!r}:\n    importlib.import_module(name)\nprint(len({names!r}))")
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert shown.stdout.strip() == str(len(names)), shown.stderr
+
+
+def test_core_never_imports_torch_or_pandas():
+    for file in (paths.PACKAGE / "core").glob("*.py"):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        typing_only = {id(part) for node in ast.walk(tree) if isinstance(node, ast.If)
+                       and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING" for part in ast.walk(node)}
+        for node in ast.walk(tree):
+            names = ([alias.name for alias in node.names] if isinstance(node, ast.Import)
+                     else [node.module or ""] if isinstance(node, ast.ImportFrom) else [])
+            heavy = {name.partition(".")[0] for name in names} & {"torch", "pandas", "faiss", "sklearn", "scipy"}
+            assert not heavy or id(node) in typing_only, f"core/{file.name} imports {', '.join(heavy)}"
