@@ -6,7 +6,8 @@
 The prototype is what one writes in an afternoon: network and pooling as one frozen, fused TorchScript graph, the
 search by FAISS' flat index. Every side scores every picture (--rounds of them) after one untimed run, in a new order
 each time. Before the clock starts, all but int8 must give the same scores. The floor is
-`thesis_lib.limits`: float32 at the rate of a matrix product. The table is printed and stored as a row "benchmark".
+that of `thesis_lib.evaluation.limits`: float32 at the rate of a matrix product. The table is printed and stored as a
+row "benchmark".
 """
 
 import warnings
@@ -88,7 +89,7 @@ def compare(detector: PatchCore, train: data.Pictures, images: list[torch.Tensor
     taken = [timing.interleaved(sides, image, rounds=1, seed=number) for number, image in enumerate(images)]
     seconds = {name: np.concatenate([one[name] for one in taken]) for name in sides}
     machine, side = limits.machine(), images[0].shape[-1]
-    work = limits.work(detector, side)
+    work = limits.stage_work(detector, side)
     floor = sum(limits.floor_ms(work, machine).values())
     gmac = sum(macs for macs, _ in work.values()) / 1e9
     about = {"layers": "+".join(map(str, detector.layers))}

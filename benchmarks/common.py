@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 
 from thesis_lib import data
-from thesis_lib.core import results
+from thesis_lib.core import identity, results
 from thesis_lib.methods import PatchCore
 from thesis_lib.networks import backbones
 
@@ -49,8 +49,12 @@ def subject(detector: PatchCore, category: data.Category, args: argparse.Namespa
 
 
 def report(method: str, args: argparse.Namespace, subject: dict, lines: list[dict], *protocol: str) -> None:
-    """Store the lines as a row of kind "benchmark", then print them; `protocol` names arguments that matter, too."""
+    """Store the lines as a row of kind "benchmark", then print them; `protocol` names arguments that matter, too.
+
+    The code of the benchmark counts under its own name, not as "__main__", and with it all that it runs.
+    """
     protocol = {name: getattr(args, name) for name in ("rounds", "threads", *protocol)}
-    row = results.save("benchmark", {"method": method, **subject, "protocol": protocol}, {"lines": lines})
+    code = identity.key(f"{__package__}.bench_{method}", PatchCore.__module__)
+    row = results.save("benchmark", {"method": method, **subject, "protocol": protocol, "code": code}, {"lines": lines})
     print(f"{subject['category']}, {args.threads} threads, row {row['id']}")
     print(pd.DataFrame(lines).drop(columns="raw_ms").round(3).to_string(index=False, na_rep=""))

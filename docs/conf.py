@@ -1,7 +1,7 @@
 """Sphinx settings of the site that `thesis docs` builds: readable from disk, nothing loaded from elsewhere."""
 
 project = "Anomaly detection on a Raspberry Pi: companion to a thesis"
-author, copyright = "the authors of the companion", "Apache-2.0"
+author, copyright = "The maintainers of the thesis companion", "the maintainers, under Apache-2.0"
 extensions = ["myst_nb", "sphinx-mathjax-offline"]
 html_theme = "sphinx_book_theme"
 html_title = "Thesis companion"

@@ -1,4 +1,4 @@
-"""Draw the picture at the top of README: python examples/front_picture.py docs/front.png (half a minute on 2 cores).
+"""Draw the picture at the top of README: python examples/front_picture.py docs/front.png (a minute on 2 cores).
 
 PatchCore learns the good pictures of a demo category with the bundled weights. Shown are the first good test picture
 and the first one of every kind of defect. Above lie the pictures, outlined where a defect was drawn; below lie the

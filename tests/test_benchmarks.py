@@ -1,18 +1,22 @@
 """The other side of a benchmark is right, it measures what it says, and refuses to compare different answers."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
-from test_coreset import clustered, farthest_first
 
 from benchmarks import bench_coreset, bench_picture, bench_search, common
-from thesis_lib.data.pictures import load_image
+from tests.patches.test_coreset import clustered, farthest_first
 from thesis_lib import data
-from thesis_lib.core import results
+from thesis_lib.core import identity, paths
+from thesis_lib.data.pictures import load_image
 from thesis_lib.evaluation import limits
 from thesis_lib.methods import PatchCore
 from thesis_lib.networks import engines
 from thesis_lib.patches import coreset, search
+from thesis_lib.report import tables
 
 
 @pytest.fixture
@@ -23,7 +27,7 @@ def one_giga(monkeypatch):
 
 def stored(method):
     """Lines of the only row of that benchmark, by all their texts."""
-    rows = results.load_all()
+    rows = tables.all_rows()
     (row,) = rows[(rows["kind"] == "benchmark") & (rows["method"] == method)].to_dict("records")
     return row["lines"], row
 
@@ -126,3 +130,34 @@ def test_other_distances_than_cdist_stop_it(monkeypatch):
     monkeypatch.setattr(search.Torch, "_nearest", lambda self, x, k: (torch.ones(len(x), 1), torch.zeros(len(x), 1)))
     with pytest.raises(SystemExit, match=r"70x30x8: blocks \(torch\) gives other distances"):
         bench_search.compare("70x30x8", 1, limits.Machine(1e9, 1e9, 1))
+
+
+def as_program(name, *arguments):
+    """What `python -m benchmarks.bench_name` prints."""
+    command = [sys.executable, "-m", f"benchmarks.bench_{name}", *arguments]
+    return subprocess.run(command, cwd=paths.PACKAGE.parent, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.mark.parametrize(("name", "option"), [("coreset", "--sizes"), ("picture", "--layers"), ("search", "--shapes")])
+def test_help_names_the_options(name, option):
+    assert option in as_program(name, "--help")
+
+
+def test_a_program_stores_the_row_of_the_module(capsys):
+    """The code is that of `benchmarks.bench_search` and of PatchCore however it was started, not of "__main__"."""
+    arguments = ["--shapes", "5x20x4", "--rounds", "1", "--threads", "1"]
+    assert "by shape (auto)" in as_program("search", *arguments)
+    _, row = stored("search")
+    assert row["code"] == identity.key("benchmarks.bench_search", "thesis_lib.methods.patchcore")
+    bench_search.main(arguments)
+    _, again = stored("search")
+    assert again["id"] == row["id"] and again["finished"] >= row["finished"]
+
+
+def test_another_method_does_not_change_the_code_of_a_benchmark():
+    """What it ran through counts, the benchmark and the search among it, no other method."""
+    for name in ("coreset", "picture", "search"):
+        counted = identity.modules(f"benchmarks.bench_{name}", "thesis_lib.methods.patchcore")
+        assert {f"benchmarks.bench_{name}", "benchmarks.common", "thesis_lib.patches.search"} <= set(counted)
+        assert [module for module in counted if ".methods." in module] == ["thesis_lib.methods.base",
+                                                                           "thesis_lib.methods.patchcore"]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.version import Version
 
 from thesis_lib.commands import doctor
 from thesis_lib.core import paths
@@ -47,6 +48,12 @@ def test_torch_and_torchvision_have_upper_bounds(pyproject):
     bounded = [one for one in wanted(pyproject, "full") if one.name in ("torch", "torchvision")]
     assert len(bounded) == 2
     assert all(any(bound.operator == "<" for bound in one.specifier) for one in bounded)
+
+
+def test_every_python_from_3_11_on_is_taken(pyproject):
+    """An upper bound would make pip fall back to an older version of the project without a word."""
+    bounds = {bound.operator: bound.version for bound in Requirement(f"x{pyproject['requires-python']}").specifier}
+    assert set(bounds) == {">="} and Version(bounds[">="]) >= Version("3.11")
 
 
 def test_what_is_said_of_torch_on_a_pi_is_of_versions_that_the_project_takes(pyproject):
@@ -101,7 +108,9 @@ def test_readme_shell_commands_exist():
     assert set(re.findall(r"make ([a-z]+)", README)) <= targets
     from thesis_lib.commands.main import parser
     lines = re.findall(r"`thesis ([^`]+)`", README)
-    for text in (README, *(file.read_text(encoding="utf-8") for file in (ROOT / "docs").glob("*.md"))):
+    guides = sorted((ROOT / "docs").rglob("*.md"))
+    assert {"device", "cluster"} <= {file.stem for file in guides}
+    for text in (README, *(file.read_text(encoding="utf-8") for file in guides)):
         lines += re.findall(r"^thesis ([^#\n`]+)", text, re.M)
     for line in lines:
         parser().parse_args(line.split())

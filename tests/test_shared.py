@@ -46,7 +46,7 @@ def test_verify_compares_screw_with_the_thesis():
 
 def test_trained_weights_load_up_to_the_level_they_hold(screw):
     backbone = backbones.load("resnet18", (1, 2, 3), str(RESNET18))
-    features = backbone(data.Preprocess().image(screw.train[0].path)[None])
+    features = backbone(data.load_image(screw.train[0].path, data.Preprocess())[None])
     assert all(torch.isfinite(x).all() and x.std() > 0.1 for x in features.values())
     with pytest.raises(backbones.WeightsError, match=r"holds no layer4\.0\.conv1\.weight"):
         backbones.load("resnet18", (4,), str(RESNET18))
@@ -56,7 +56,7 @@ def test_trained_weights_load_up_to_the_level_they_hold(screw):
 
 def test_the_published_pdn_loads_and_expects_imagenet_normalisation(screw):
     """Its targets had mean 0 and deviation 1 per channel on photographs: with the right pictures it stays near."""
-    image = data.Preprocess().image(screw.train[0].path)[None]
+    image = data.load_image(screw.train[0].path, data.Preprocess())[None]
     backbone = backbones.load("pdn_small", None, str(PDN_SMALL))
     right, plain = (backbone(x)[1] for x in (image, data.denormalise(image)))
     assert right.shape == (1, 384, 56, 56) and right.isfinite().all() and 0.3 < right.std() < 1.5

@@ -89,7 +89,7 @@ def test_a_killed_worker_loses_and_doubles_nothing(folder, tmp_path, scheduler):
             run(tasks_of(folder), scheduler=scheduler, report=lines.append)))
         batching.start()
         mark = paths.outputs() / "worker"
-        kernel = psutil.Process(int(wait_for(lambda: mark.exists() and mark.read_text())))
+        kernel = psutil.Process(int(wait_for(lambda: mark.exists() and mark.read_text(), seconds=120)))
         busy = next(process for process in two.values() if process.pid in [one.pid for one in kernel.parents()])
         busy.send_signal(signal.SIGKILL)
         batching.join(120)

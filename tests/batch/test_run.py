@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from thesis_lib.batch import run as runner
 from thesis_lib.batch import worker
 from thesis_lib.batch.forecast import estimate
 from thesis_lib.batch.plan import BatchError, parameters_of, plan
-from thesis_lib.core import identity
+from thesis_lib.core import identity, paths
 from thesis_lib.data import synthetic
 
 PARAMETERS = 'seeds: int = 5  # memory banks\nrate: float = 0.1\ncategory: str | None = "granulate"  # "#" or folder'
@@ -397,6 +398,65 @@ def test_a_batch_that_is_stopped_can_go_on(folder, tmp_path, number):
     states = [o.state for o in runner.run(tasks_of(folder, only=["01", "02"]))]
     assert states == ["skipped", "done"] and output_of(out / "02_two.ipynb") == ["awake\n"]
     assert not list(out.glob(".*"))
+
+
+PAGE = """
+from thesis_lib.methods import PatchCore
+from thesis_lib.report import figures
+print(figures.__file__)"""
+LOOK = """
+import sys
+from thesis_lib.batch.plan import plan
+from thesis_lib.batch.run import run, up_to_date
+(task,) = plan("smoke", only=["01"], notebooks=sys.argv[1])
+if "execute" in sys.argv:
+    run([task], report=lambda line: None)
+print(up_to_date(task))
+"""
+COMMENTED, CODED = "\n# Nothing but a comment.\n", "\nADDED = 1\n"
+
+
+@pytest.fixture
+def page(folder, tmp_path):
+    """(copy of the package, up_to_date(...) of a page that was executed with it): both in processes of their own."""
+    package = tmp_path / "copy" / "thesis_lib"
+    shutil.copytree(paths.PACKAGE, package, ignore=shutil.ignore_patterns("weights", "__pycache__"))
+    write(folder, "01_one", PAGE, parameters="seeds: int = 5")
+    # From the folder of the copy: Python looks into the current one first.
+    environment = os.environ | {"PYTHONPATH": str(package.parent)}
+
+    def up_to_date(*how):
+        done = subprocess.run([sys.executable, "-c", LOOK, str(folder), *how], cwd=package.parent, env=environment,
+                              capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip() == "True"
+
+    assert up_to_date("execute")
+    (out,) = (tmp_path / "outputs/notebooks/smoke").glob("*.ipynb")
+    assert output_of(out) == [f"{package / 'report' / 'figures.py'}\n"]
+    return package, up_to_date
+
+
+def test_a_page_is_stale_when_code_changed_that_it_runs_through(page):
+    """Its cells import report.figures and PatchCore: what stands there as code counts, what is only said does not."""
+    package, up_to_date = page
+    sources = {file: file.read_text(encoding="utf-8") for file in package.rglob("*.py")}
+    rooms = [file for room in ("report", "commands") for file in sorted((package / room).glob("*.py"))]
+    assert len(rooms) > 10
+
+    for file in rooms:                      # comments and docstrings, all at once
+        text = sources[file].replace('"""', '"""Said otherwise: ', 1)
+        file.write_text(text + COMMENTED, encoding="utf-8")
+    assert up_to_date()
+    for name in ("methods/efficientad.py", "commands/main.py", "report/site.py"):      # code of others
+        (package / name).write_text(sources[package / name] + CODED, encoding="utf-8")
+    assert up_to_date()
+    for name in ("report/figures.py", "patches/coreset.py"):
+        file = package / name
+        file.write_text(sources[file] + CODED, encoding="utf-8")
+        assert not up_to_date(), name
+        file.write_text(sources[file], encoding="utf-8")
+        assert up_to_date(), name
 
 
 def test_a_crash_between_copy_and_record_leaves_nothing_that_claims_to_be_current(folder, monkeypatch):

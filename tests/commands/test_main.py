@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -21,6 +22,7 @@ from thesis_lib.core.errors import ThesisError
 from thesis_lib.data import synthetic
 from thesis_lib.evaluation import scores
 from thesis_lib.methods import METHODS, PatchCore
+from thesis_lib.patches import search
 
 pytestmark = pytest.mark.usefixtures("networks_built_once")
 
@@ -164,8 +166,8 @@ def test_options_reach_detector_and_preprocessing(evaluate, monkeypatch):
     (("--seeds", "0"), "seeds: needs"), (("--seeds", "-2"), "seeds: needs"),
     (("--threads", "0"), "--threads 0"), (("--memory-limit-gb", "0.0001"), "memory_limit_gb"),
     (("--batch-size", "0"), "batch_size=0"), (("--batch-size", "-1"), "batch_size=-1"),
-    (("--train-pictures", "-1"), "train=-1"), (("--pictures", "-1"), "pictures=-1"),
-    (("--test-pictures", "-1"), "test=-1"), (("--data", "nowhere"), "nowhere")])
+    (("--train-pictures", "-1"), "--train-pictures -1"), (("--pictures", "-1"), "pictures=-1"),
+    (("--test-pictures", "-1"), "--test-pictures -1"), (("--data", "nowhere"), "nowhere")])
 def test_bad_value_is_one_line_that_names_it(evaluate, options, told):
     code, out, err = evaluate(*options)
     assert (code, out, len(err)) == (2, [], 1), err
@@ -207,7 +209,7 @@ def test_text_of_no_type_is_refused():
 def test_unknown_category_lists_those_there_are(thesis, make_category):
     make_category("bolt")
     code, _, err = thesis("evaluate", "patchcore", "--data", make_category(), "--category", "nut", *TINY)
-    assert code != 0
+    assert code == 2
     assert len(err) == 1
     assert "nut: no such category; categories here: bolt, pad" in err[0]
 
@@ -266,12 +268,95 @@ def test_all_takes_every_category_and_fits_on_each(thesis, make_category, monkey
     assert [one["category"] for one in json.loads(out[-1])["categories"]] == fitted == ["bolt", "pad"]
 
 
+def test_every_broken_category_is_named_and_nothing_was_done(thesis, make_category):
+    root = make_category("bolt")
+    (root / "bolt/train/good/001.png").write_bytes(b"broken")
+    where = ("--data", root, "--category", "bolt", "--category", "nut")
+    code, out, err = thesis("evaluate", "patchcore", *where, *TINY, "--seeds", 1, "--json")
+    assert (code, json.loads(out[-1])) == (2, {"categories": [], "failed": ["bolt", "nut"]})
+    bolt, nut = [line for line in err if line.startswith("thesis: ")]
+    assert "bolt/train/good/001.png: not a readable picture" in bolt and "nut: no such category" in nut
+
+
+@pytest.fixture
+def bundle(thesis, make_category, tmp_path):
+    """Folder that `thesis export` wrote, of one tiny category."""
+    where = ("--data", make_category(train=5), "--category", "pad")
+    out = tmp_path / "bundle"
+    assert thesis("export", "patchcore", *where, *TINY, "--calibration", 2, "--out", out)[0] == 0
+    return out
+
+
+def test_detect_tells_some_unreadable_pictures_from_all(thesis, bundle, tmp_path):
+    (broken := tmp_path / "broken.png").write_bytes(b"no picture")
+    fine = bundle / "pictures" / "00_good.png"
+    for pictures, code, scored in (((fine,), 0, 1), ((broken, fine), 1, 1), ((broken, tmp_path / "absent.png"), 2, 0)):
+        given = thesis("detect", bundle, *pictures)
+        assert (given[0], len(given[1]), len(given[2])) == (code, scored, len(pictures) - scored)
+        assert all(line.startswith("thesis: ") and "not a readable picture" in line for line in given[2])
+
+
+# ---- what goes wrong: the user's part in one line, ours with its traceback
+
+def test_what_the_user_can_mend_is_one_line(evaluate, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise ThesisError("bank=9: needs more patches")
+    monkeypatch.setattr(scores, "evaluate", refuse)
+    assert evaluate() == (2, [], ["thesis: error: bank=9: needs more patches"])
+
+
+def test_a_file_that_cannot_be_written_is_one_line(evaluate, monkeypatch, tmp_path):
+    (outputs := tmp_path / "a file").write_text("no folder")
+    monkeypatch.setenv("THESIS_OUTPUTS", str(outputs))
+    code, out, err = evaluate()
+    errors = [line for line in err if line.startswith("thesis: ")]
+    assert (code, out, len(errors)) == (2, [], 1) and "Traceback" not in "".join(err)
+    assert errors[0].startswith(f"thesis: error: {outputs}") and errors[0].endswith(": Not a directory")
+
+
+def test_a_defect_shows_its_traceback(evaluate, monkeypatch):
+    """The search multiplies matrices that do not fit: a ValueError, but nothing that the user could mend."""
+    monkeypatch.setattr(search, "nearest", lambda vectors, bank, k=1: np.matmul(vectors, bank))
+    code, out, err = evaluate("--search", "numpy")
+    assert (code, out) == (3, [])
+    assert "Traceback (most recent call last):" in err
+    assert any(line.startswith("ValueError: matmul: ") for line in err)
+    (line,) = [line for line in err if line.startswith("thesis: ")]
+    assert line == err[-1] and "this is a defect of thesis_lib and not of your input" in line
+
+
+def test_an_error_of_the_system_that_names_no_file_is_a_defect(evaluate, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError("no name")
+    monkeypatch.setattr(scores, "evaluate", fail)
+    code, _, err = evaluate()
+    assert code == 3 and "OSError: no name" in err and "defect" in err[-1]
+
+
 def test_interrupt_is_130(evaluate, monkeypatch):
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
     monkeypatch.setattr(scores, "evaluate", stop)
     code, _, err = evaluate()
     assert (code, len(err)) == (130, 1)
+
+
+WINDOWS = """
+import sys
+import numpy, PIL.Image, psutil, threadpoolctl      # those of a real Windows look at the platform, too
+sys.platform = "win32"
+sys.modules["resource"] = None                      # Windows has none
+from thesis_lib.commands.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("arguments", [("doctor",), ("--help",), ("evaluate", "patchcore"), ("measure", "bundle")])
+def test_windows_is_told_what_is_supported(arguments):
+    done = subprocess.run([sys.executable, "-c", WINDOWS, *arguments], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("thesis: error: runs on Linux and macOS; on Windows") and "WSL 2" in line
 
 
 @pytest.fixture

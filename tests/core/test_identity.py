@@ -98,8 +98,8 @@ def test_versions_count_where_they_are_gone_through(monkeypatch):
                            ("scikit-learn", {"patchcore", "efficientad"})):
         monkeypatch.setattr(identity, "version_of", lambda name, changed=package: "0" if name == changed
                             else genuine(name))
-        assert {method for method, key in before.items()
-                if identity.key("thesis_lib.evaluation.scores", f"thesis_lib.methods.{method}") != key} == stale, package
+        assert {method for method, key in before.items() if key != identity.key(
+            "thesis_lib.evaluation.scores", f"thesis_lib.methods.{method}")} == stale, package
 
 
 def test_the_modules_that_do_not_count_exist():
@@ -159,7 +159,8 @@ except* ValueError as e: raise RuntimeError from e
 def test_the_key_is_the_same_on_every_python():
     """The number was computed on 3.11; CI and users run it on theirs, and here on every Python that is at hand."""
     known = "b8f645e413f8fb9d "
-    code = (f"import ast, sys\nsys.path.insert(0, {str(paths.PACKAGE.parent)!r})\nfrom thesis_lib.core import identity\n"
+    code = (f"import ast, sys\nsys.path.insert(0, {str(paths.PACKAGE.parent)!r})\n"
+            "from thesis_lib.core import identity\n"
             f"print(identity._hash(identity._canonical(ast.parse({SAMPLE!r}))),"
             f" identity.code('thesis_lib.methods.efficientad'))")
     shown = {}

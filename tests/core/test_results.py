@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 
 from thesis_lib.core import paths, results
+from thesis_lib.report import tables
 
 SUBJECT = {"method": "patchcore", "category": "pad", "seed": 0, "weights": {"source": "random", "seed": 0},
            "parameters": {"backbone": "resnet18", "layers": (2, 3), "embedding": "identity", "bank": "1%"},
-           "preprocess": {"image_size": 256, "crop": None}, "data": "0123"}
-
-
+           "preprocess": {"image_size": 256, "crop": None}, "data": "0123", "code": "c0de"}
 SHIPPED = paths.published
 
 
@@ -61,26 +60,44 @@ def test_measured_again_replaces_the_row():
 
 CHANGES = [("method", "spade"), ("category", "screw"), ("seed", 1), ("weights.source", "imagenet"),
            ("weights.seed", 1), ("parameters.bank", 1000), ("parameters.layers", (3, 2)),
-           ("preprocess.crop", 224), ("data", "0124")]
+           ("preprocess.crop", 224), ("data", "0124"), ("code", "c0df")]
 
 
 @pytest.mark.parametrize(("path", "value"), CHANGES)
 def test_every_part_changes_the_identity(path, value):
     results.save("auroc", SUBJECT, {})
-    assert results.identity("auroc", changed(path, value)) != results.identity("auroc", SUBJECT)
+    assert results.row_id("auroc", changed(path, value)) != results.row_id("auroc", SUBJECT)
     assert results.find("auroc", changed(path, value)) is None
 
 
-def test_kind_and_library_change_the_identity(monkeypatch):
-    before = results.identity("auroc", SUBJECT)
-    assert results.identity("time", SUBJECT) != before
-    monkeypatch.setattr(results, "library_hash", lambda: "edited")
-    assert results.identity("auroc", SUBJECT) != before
+def test_kind_changes_the_identity():
+    assert results.row_id("time", SUBJECT) != results.row_id("auroc", SUBJECT)
+
+
+@pytest.mark.parametrize(("path", "value"), CHANGES)
+def test_the_id_of_a_configuration_stands_for_what_it_was_made_of(path, value):
+    """Its parameters, preprocessing and weights do not count beside it; whatever else is in a subject does."""
+    configured = SUBJECT | {"configuration": "abc"}
+    row = results.save("auroc", configured, {"image_auroc": 0.5})
+    other = changed(path, value) | {"configuration": "abc"}
+    told = path.partition(".")[0] in ("parameters", "preprocess", "weights")
+    assert (results.row_id("auroc", other) == row["id"]) is told
+    assert (results.find("auroc", other) == row) is told
+    assert results.row_id("auroc", configured | {"configuration": "abd"}) != row["id"]
+    assert results.row_id("auroc", SUBJECT) != row["id"]
+
+
+def test_stamp_and_library_do_not_change_the_identity(monkeypatch):
+    """What a row was measured with is told, not asked: an edit of a comment finds it again."""
+    row = results.save("auroc", SUBJECT, {})
+    monkeypatch.setattr(results, "stamp", lambda: {"library": "edited"})
+    assert results.find("auroc", SUBJECT) == row
+    assert results.save("auroc", SUBJECT, {})["id"] == row["id"]
 
 
 def test_order_of_the_keys_does_not_change_the_identity():
     turned = {key: SUBJECT[key] for key in reversed(SUBJECT)}
-    assert results.identity("auroc", turned) == results.identity("auroc", SUBJECT)
+    assert results.row_id("auroc", turned) == results.row_id("auroc", SUBJECT)
 
 
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
@@ -97,32 +114,22 @@ def test_a_crash_while_writing_leaves_nothing(monkeypatch, module, function, err
     assert files() == files(".*") == []
 
 
-def test_a_crash_while_writing_keeps_the_old_row(monkeypatch, tmp_path):
-    target = tmp_path / "row.json"
-    results.write_atomically(target, "old")
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
-        patch.setattr(os, "replace", lambda *args: (_ for _ in ()).throw(OSError("full")))
-        results.write_atomically(target, "new")
-    assert target.read_text() == "old"
-    assert [file.name for file in tmp_path.iterdir()] == ["row.json"]
-
-
 def test_a_killed_process_leaves_no_row():
     """What is left of a kill between writing and replacing is not taken for a row."""
     results.save("auroc", SUBJECT, {})
     whole = next(paths.results().glob("*.json"))
-    whole.rename(whole.with_name(f".{whole.name}.abc.tmp"))
+    whole.rename(whole.with_name(f".{whole.name}.abc.partial"))
     assert results.find("auroc", SUBJECT) is None
-    assert results.load_all().empty
+    assert tables.all_rows().empty
 
 
-def test_load_all_flattens_and_tells_own_from_published():
+def test_all_rows_flattens_and_tells_own_from_published():
     results.save("auroc", SUBJECT, {"image_auroc": 0.5})
     results.save("auroc", changed("seed", 1), {"image_auroc": 0.6})
     moved = next(paths.results().glob("*-s1-*.json"))
     paths.published().mkdir(parents=True)
     moved.rename(paths.published() / moved.name)
-    rows = results.load_all().set_index("seed")
+    rows = tables.all_rows().set_index("seed")
     assert rows.loc[0, ["origin", "image_auroc"]].tolist() == ["own", 0.5]
     assert rows.loc[1, ["origin", "image_auroc"]].tolist() == ["published", 0.6]
     assert rows.loc[0, "parameters.layers"] == [2, 3]
@@ -136,11 +143,11 @@ def test_many_published_rows_may_share_a_file():
     paths.published().mkdir(parents=True)
     many = paths.published() / "many.jsonl"
     many.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = results.load_all()
+    found = tables.all_rows()
     assert found[["seed", "origin"]].to_numpy().tolist() == [[1, "published"], [2, "published"]]
     many.write_text(many.read_text() + "{half")
     with pytest.raises(ValueError, match=r"many\.jsonl: not a result row"):
-        results.load_all()
+        tables.all_rows()
 
 
 def test_published_rows_are_not_taken_for_measured_ones():
@@ -149,19 +156,19 @@ def test_published_rows_are_not_taken_for_measured_ones():
     paths.published().mkdir(parents=True)
     file.rename(paths.published() / file.name)
     assert results.find("auroc", SUBJECT) is None
-    assert results.load_all().iloc[0]["id"] == row["id"]
+    assert tables.all_rows().iloc[0]["id"] == row["id"]
 
 
-def test_load_all_of_nothing_is_empty():
-    assert results.load_all().empty
+def test_all_rows_of_nothing_is_empty():
+    assert tables.all_rows().empty
 
 
 @pytest.mark.parametrize("text", ['{"kind": "auroc"', "[]", "{}", '{"kind": "auroc"}', "null", ""])
-def test_load_all_names_a_broken_file(text):
+def test_all_rows_names_a_broken_file(text):
     results.save("auroc", SUBJECT, {})
     (paths.results() / "broken.json").write_text(text)
     with pytest.raises(ValueError, match=r"broken\.json: not a result row"):
-        results.load_all()
+        tables.all_rows()
 
 
 @pytest.mark.parametrize("text", ["{half", "[]", '{"kind": "auroc"}'])
@@ -176,11 +183,11 @@ def test_a_damaged_row_that_is_looked_for_is_named(text):
 def test_a_checkout_in_a_folder_called_published_owns_its_rows(tmp_path, monkeypatch):
     monkeypatch.setenv("THESIS_OUTPUTS", str(tmp_path / "published" / "outputs"))
     results.save("auroc", SUBJECT, {})
-    assert results.load_all()["origin"].tolist() == ["own"]
+    assert tables.all_rows()["origin"].tolist() == ["own"]
 
 
 def test_rows_of_the_project_stay_when_outputs_move(monkeypatch):
     monkeypatch.setattr(paths, "published", SHIPPED)
-    rows = results.load_all()
+    rows = tables.all_rows()
     assert len(rows) and set(rows["origin"]) == {"published"}
     assert {"screw", "elpv_mono"} <= set(rows["category"])

@@ -8,12 +8,12 @@ import psutil
 import pytest
 import torch
 
-from thesis_lib.core import paths, stamp
+from thesis_lib.core import identity, paths, stamp
 
 
 def test_stamp_says_with_what():
     facts = stamp.stamp()
-    assert facts["versions"]["torch"] == stamp.version_of("torch") == torch.__version__
+    assert facts["versions"]["torch"] == identity.version_of("torch") == torch.__version__
     assert facts["library"].endswith(f"+{stamp.library_hash()}")
     assert facts["threads"]["torch"] == torch.get_num_threads()
     assert 1 <= facts["cpus_usable"] <= os.cpu_count()
@@ -22,7 +22,7 @@ def test_stamp_says_with_what():
 
 
 def test_unknown_package_has_no_version():
-    assert stamp.version_of("no-such-package-at-all") is None
+    assert identity.version_of("no-such-package-at-all") is None
 
 
 @pytest.mark.parametrize("change", ["edit", "rename", "add"])

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from thesis_lib.core import timing
+from thesis_lib.evaluation import stage_times
 from thesis_lib.methods import Detector
 
 STAGES = ("extraction", "embedding", "score")
@@ -50,7 +51,7 @@ def images(*values, batch=1):
 @pytest.mark.parametrize(("warmup", "repeats"), [(3, 5), (0, 1), (2, 4)])
 def test_passes_are_counted_exactly(warmup, repeats):
     detector = Counting()
-    timed = timing.measure(detector, images(10, 20), warmup=warmup, repeats=repeats)
+    timed = stage_times.measure(detector, images(10, 20), warmup=warmup, repeats=repeats)
     passes = [10] * (1 + warmup + repeats) + [20] * (warmup + repeats)      # the first call is one more
     assert detector.calls == [(name, x + step) for x in passes for step, name in enumerate(STAGES)]
     assert timed.stages == STAGES
@@ -59,7 +60,7 @@ def test_passes_are_counted_exactly(warmup, repeats):
 
 def test_defaults_are_the_thesis_protocol():
     detector = Counting()
-    assert timing.measure(detector, images(1)).seconds.shape[1] == 5
+    assert stage_times.measure(detector, images(1)).seconds.shape[1] == 5
     assert len(detector.calls) == (1 + 3 + 5) * 3
 
 
@@ -73,7 +74,7 @@ def test_seconds_belong_to_their_stage(clock):
             return 100
         return (STAGES.index(stage) + 1) * (number + 1) * (timed - 1) / 1000
 
-    timed = timing.measure(Counting(clock, seconds), images(1, 2), warmup=2, repeats=3)
+    timed = stage_times.measure(Counting(clock, seconds), images(1, 2), warmup=2, repeats=3)
     expected = np.multiply.outer(np.multiply.outer([1, 2], [1, 2, 3]), [1, 2, 3]) / 1000
     np.testing.assert_allclose(timed.seconds, expected, atol=1e-9)
     assert timed.first_call_s == pytest.approx(21)
@@ -88,7 +89,7 @@ def test_real_clock_sums_to_the_total():
             return {"short": lambda x: time.sleep(0.005) or x, "long": lambda x: time.sleep(0.02) or x}
 
     start = time.perf_counter()
-    timed = timing.measure(Sleeping(), images(1, 2), warmup=0, repeats=4)
+    timed = stage_times.measure(Sleeping(), images(1, 2), warmup=0, repeats=4)
     elapsed = time.perf_counter() - start
     assert timed.stage_ms["short"] >= 5
     assert timed.stage_ms["long"] >= 20
@@ -101,13 +102,13 @@ def test_spread_is_the_interquartile_range_over_the_median(clock, jitter, spread
     def seconds(stage, call):
         return (1 + call // 3 % 5 * jitter) / 3
 
-    timed = timing.measure(Counting(clock, seconds), images(1, 2), warmup=0, repeats=50)
+    timed = stage_times.measure(Counting(clock, seconds), images(1, 2), warmup=0, repeats=50)
     assert timed.spread == pytest.approx(spread, abs=1e-9)
     assert timed.row()["noisy"] is (spread > 0.1)
 
 
 def test_row_keeps_raw_times_and_rates(clock):
-    timed = timing.measure(Counting(clock, lambda stage, call: 0.125), images(1, 2, batch=4), repeats=2)
+    timed = stage_times.measure(Counting(clock, lambda stage, call: 0.125), images(1, 2, batch=4), repeats=2)
     row = timed.row()
     assert (row["batch_size"], row["stages"], row["total_ms"]) == (4, list(STAGES), 375)
     assert row["images_per_s"] == pytest.approx(4 / 0.375)
@@ -132,10 +133,10 @@ def test_threads_are_set_while_measuring_and_restored(fails):
     detector = Reading()
     if fails:
         with pytest.raises(RuntimeError, match="on purpose"):
-            timing.measure(detector, images(1), threads=1)
+            stage_times.measure(detector, images(1), threads=1)
     else:
-        assert timing.measure(detector, images(1), threads=1).threads == 1
-        assert timing.measure(Reading(), images(1)).threads == 2
+        assert stage_times.measure(detector, images(1), threads=1).threads == 1
+        assert stage_times.measure(Reading(), images(1)).threads == 2
     assert set(detector.calls) == {1}
     assert torch.get_num_threads() == 2
 
@@ -144,7 +145,7 @@ def test_threads_are_set_while_measuring_and_restored(fails):
     ({"warmup": -1}, "warmup=-1"), ({"repeats": 0}, "repeats=0"), ({"images": []}, "no image")])
 def test_refusals(arguments, message):
     with pytest.raises(ValueError, match=message):
-        timing.measure(Counting(), **{"images": images(1), **arguments})
+        stage_times.measure(Counting(), **{"images": images(1), **arguments})
 
 
 def test_interleaved_calls_everything_once_a_round_in_changing_order(clock):

@@ -8,10 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from thesis_lib.data.pictures import load_image
 from thesis_lib import data
-from thesis_lib.core import paths, preprocess
+from thesis_lib.core import paths
+from thesis_lib.core.preprocess import INTERPOLATIONS, DataError, Sample, read_rgb
 from thesis_lib.data import synthetic
+from thesis_lib.data.pictures import load_image
 
 GREY = data.Preprocess(image_size=64)
 
@@ -30,7 +31,7 @@ def gradient(width=80, height=60):
 
 
 def read(file):
-    return np.asarray(data.read_rgb(file))
+    return np.asarray(read_rgb(file))
 
 
 # ---- what is on disk
@@ -107,7 +108,7 @@ def test_categories_are_folders_with_train_good(make_category):
 
 def test_missing_category_lists_those_there_are(make_category):
     make_category("bolt")
-    with pytest.raises(data.DataError, match="nut: no such category; categories here: bolt, pad"):
+    with pytest.raises(DataError, match="nut: no such category; categories here: bolt, pad"):
         data.scan(make_category(), "nut")
 
 
@@ -117,7 +118,7 @@ def test_empty_category_names_the_folder(tmp_path, files):
     folder.mkdir(parents=True)
     for name in files:
         (folder / name).write_text("")
-    with pytest.raises(data.DataError, match=r"empty/train/good: no pictures \(.bmp, .*nominal"):
+    with pytest.raises(DataError, match=r"empty/train/good: no pictures \(.bmp, .*nominal"):
         data.scan(tmp_path, "empty")
 
 
@@ -136,7 +137,7 @@ def test_resolve_path_then_name_under_data(make_category, monkeypatch):
     assert data.resolve("mine") == paths.data() / "mine"
     monkeypatch.chdir(root.parent)
     assert data.resolve("set") == root
-    with pytest.raises(data.DataError, match=f"nowhere: no such folder.*{paths.data()}"):
+    with pytest.raises(DataError, match=f"nowhere: no such folder.*{paths.data()}"):
         data.resolve("nowhere")
 
 
@@ -194,7 +195,7 @@ def test_fingerprint_follows_names_bytes_and_masks(make_category):
 def test_copy_of_a_training_picture_is_found(make_category):
     root = make_category()
     shutil.copy(root / "pad/train/good/002.png", root / "pad/test/good/copy.png")
-    with pytest.raises(data.DataError, match=r"good/copy.png: test picture is a copy of .*good/002.png"):
+    with pytest.raises(DataError, match=r"good/copy.png: test picture is a copy of .*good/002.png"):
         _ = data.scan(root, "pad").fingerprint
     assert "copy of" in data.verify(root).loc[0, "problems"]
 
@@ -231,7 +232,7 @@ def test_sixteen_bit_keeps_its_full_range(tmp_path, suffix):
     (np.full((8, 8), 70000, dtype=np.int32), "integer values 70000 to 70000, needs 0 to 65535"),
     (np.full((8, 8), -1, dtype=np.int32), "integer values -1 to -1")])
 def test_ranges_that_are_unknown_are_refused(tmp_path, values, message):
-    with pytest.raises(data.DataError, match=f"odd.tif: {message}"):
+    with pytest.raises(DataError, match=f"odd.tif: {message}"):
         read(paint(tmp_path / "odd.tif", values))
 
 
@@ -251,13 +252,13 @@ def test_broken_picture_is_named(tmp_path, harm):
         file.unlink()
     else:
         file.write_bytes({"truncated": content[:len(content) // 2], "empty": b"", "text": b"hello"}[harm])
-    with pytest.raises(data.DataError, match=r"broken\.png: not a readable picture"):
+    with pytest.raises(DataError, match=r"broken\.png: not a readable picture"):
         load_image(file, GREY)
 
 
 # ---- geometry
 
-@pytest.mark.parametrize("interpolation", preprocess.INTERPOLATIONS)
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 @pytest.mark.parametrize(("size", "crop", "resize", "scaled"), [
     (48, None, "square", (48, 48)), (48, 32, "square", (48, 48)), (48, 33, "square", (48, 48)),
     (48, 32, "short_side", (64, 48)), (100, 64, "short_side", (133, 100))])
@@ -283,7 +284,7 @@ def test_upright_and_lying_pictures_form_a_batch(tmp_path):
 
 @pytest.mark.parametrize(("arguments", "message"), [
     ({"image_size": 16}, "image_size=16.*32"), ({"crop": 16}, "crop=16: needs 32 to image_size=256"),
-    ({"crop": 257}, "crop=257"), ({"resize": "long_side"}, "resize='long_side'.*square or short_side"),
+    ({"crop": 257}, "crop=257"), ({"resize": "long_side"}, "resize='long_side': needs one of square, short_side"),
     ({"resize": "short_side"}, "short_side needs a crop"),
     ({"interpolation": "area"}, "interpolation='area'.*nearest, bilinear, bicubic, lanczos")])
 def test_preprocess_refuses(arguments, message):
@@ -293,7 +294,7 @@ def test_preprocess_refuses(arguments, message):
 
 def masked(tmp_path, mask, shape=(80, 60)):
     picture = paint(tmp_path / "000.png", gradient(*shape))
-    return data.Sample(picture, "test", "hole", paint(tmp_path / "000_mask.png", mask))
+    return Sample(picture, "test", "hole", paint(tmp_path / "000_mask.png", mask))
 
 
 @pytest.mark.parametrize("value", [1, 128, 255])
@@ -315,7 +316,7 @@ def test_mask_in_every_mode(tmp_path, mode):
 
 
 def test_mask_of_another_size_names_both(tmp_path):
-    with pytest.raises(data.DataError, match=r"000_mask.png: mask is 60x80, its picture 000.png 80x60"):
+    with pytest.raises(DataError, match=r"000_mask.png: mask is 60x80, its picture 000.png 80x60"):
         GREY.mask(masked(tmp_path, np.zeros((80, 60), dtype=np.uint8)))
 
 

@@ -12,13 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
-from thesis_lib.data.pictures import load_image
 from thesis_lib import data
 from thesis_lib.commands import main
-from thesis_lib.core import nearest, results, stamp, timing
-from thesis_lib.device import bundle, export, run
-from thesis_lib.evaluation import scores
+from thesis_lib.core import identity, nearest, paths, results, stamp, timing
+from thesis_lib.data.pictures import load_image
+from thesis_lib.device import bundle, export
+from thesis_lib.device.run import detect, measure
 from thesis_lib.evaluation.configuration import Configuration
+from thesis_lib.evaluation.stage_times import measure_time
+from thesis_lib.evaluation.thesis import STAGES, bars_of
 from thesis_lib.methods import SPADE, EfficientAD, PatchCore, SimpleNet
 from thesis_lib.networks import engines
 from thesis_lib.report import tables
@@ -31,9 +33,10 @@ TRAINED = {
                            batch=4, snapshots=1, calibration=4),
     "efficientad": EfficientAD(weights="random", steps=2, snapshots=1, penalty="none", held_out=0.3, calibration=4)}
 QUICK = ("--pictures", "2", "--warmup", "0", "--repeats", "2")
+INT8 = {"reduce_range": True, "onnxruntime": identity.version_of("onnxruntime")}
 
 
-def run(capsys, *arguments):
+def thesis(capsys, *arguments):
     """Exit code, lines of stdout, lines of stderr."""
     capsys.readouterr()
     try:
@@ -62,7 +65,8 @@ def original(category, tmp_path_factory):
     """The bundle as `thesis export` wrote it; not to be changed."""
     out = tmp_path_factory.mktemp("exported") / "bundle"
     root = category.train[0].path.parents[3]
-    assert main.main(["export", "patchcore", "--data", str(root), "--category", "pad", *OPTIONS, "--out", str(out)]) == 0
+    where = ("--data", str(root), "--category", "pad")
+    assert main.main(["export", "patchcore", *where, *OPTIONS, "--out", str(out)]) == 0
     return out
 
 
@@ -105,8 +109,7 @@ def test_scores_and_maps_are_those_of_the_library(original, category, monkeypatc
     library = replace(DETECTOR, engine="eager" if engine == "float" else engine)
     expected = library.fit(data.Pictures(category.train, SMALL)).predict(
         next(iter(data.Pictures(category.test, SMALL))))
-    found = [one for _, one in run.detect(bundle.Bundle.open(original), [one.path for one in category.test],
-                                             engine=engine)]
+    found = [one for _, one in detect(bundle.Bundle.open(original), [one.path for one in category.test], engine=engine)]
     np.testing.assert_allclose([one.score for one in found], expected.score, rtol=1e-4)
     np.testing.assert_allclose([one.map for one in found], expected.map, rtol=1e-3, atol=1e-4)
     assert min(one.score for one in found[3:]) > 1.5 * max(one.score for one in found[:3])
@@ -176,7 +179,7 @@ def test_trained_scores_and_maps_are_those_of_the_library(trained, category, mon
     for name, engine in {"float": "eager", "int8": "int8"}.items():
         library = replace(detector, engine=engine).fit(data.Pictures(category.train, SMALL))
         expected = library.predict(next(iter(data.Pictures(category.test, SMALL))))
-        found = [one for _, one in run.detect(opened, files, engine=name)]
+        found = [one for _, one in detect(opened, files, engine=name)]
         unit = opened.threshold(name) - opened.floor(name)
         scores[name] = np.array([one.score for one in found]) / unit
         np.testing.assert_allclose(scores[name], expected.score / unit, rtol=1e-4, atol=1e-4)
@@ -205,8 +208,8 @@ def test_threshold_and_floor_of_a_trained_detector_are_those_of_pictures_that_di
 
 def test_a_map_is_grey_from_its_floor_to_its_threshold(trained, category, capsys, tmp_path):
     opened, file = bundle.Bundle.open(trained[1]), shutil.copy(category.test[-1].path, tmp_path / "hole.png")
-    assert run(capsys, "detect", trained[1], file, "--maps")[0] == 0
-    (_, found), = run.detect(opened, [file])
+    assert thesis(capsys, "detect", trained[1], file, "--maps")[0] == 0
+    (_, found), = detect(opened, [file])
     level, top = opened.floor("float"), opened.threshold("float")
     full = Image.fromarray(found.map).resize((64, 64), Image.Resampling.BILINEAR)
     expected = np.clip(128 * (np.asarray(full) - level) / (top - level), 0, 255)
@@ -223,7 +226,7 @@ def test_another_score_of_a_trained_detector_gives_no_times(trained_copy, capsys
         one["floor"] -= 1 + one["threshold"]
         one["threshold"] = -1.0
         one["scores"][0] += sign * 0.01 * (one["threshold"] - one["floor"])
-    code, printed, err = run(capsys, "measure", changed(trained_copy, off), *QUICK)
+    code, printed, err = thesis(capsys, "measure", changed(trained_copy, off), *QUICK)
     assert (code, printed, len(err)) == (2, [], 1) and "no times" in err[0]
 
 
@@ -232,16 +235,17 @@ def test_trained_bundles_refuse_what_is_damaged_missing_or_newer(trained_copy, c
         content = file.read_bytes()
         for other in (content[:-1] + bytes([content[-1] ^ 1]), None):
             file.unlink() if other is None else file.write_bytes(other)
-            code, _, err = run(capsys, "detect", trained_copy, "x.png")
+            code, _, err = thesis(capsys, "detect", trained_copy, "x.png")
             assert (code, len(err)) == (2, 1) and file.name in err[0]
             file.write_bytes(content)
     last = list(json.loads((trained_copy / bundle.FACTS).read_text())["stages"].values())[-1]
     sums = trained_copy / bundle.SUMS
     content = sums.read_text()
     sums.write_text("".join(line for line in content.splitlines(True) if not line.endswith(f"  int8/{last}\n")))
-    code, _, err = run(capsys, "measure", trained_copy)
+    code, _, err = thesis(capsys, "measure", trained_copy)
     assert (code, len(err)) == (2, 1) and f"does not list int8/{last}" in err[0]
-    code, _, err = run(capsys, "measure", changed(trained_copy, lambda facts: facts.update(format=bundle.FORMAT + 1)))
+    newer = changed(trained_copy, lambda facts: facts.update(format=bundle.FORMAT + 1))
+    code, _, err = thesis(capsys, "measure", newer)
     assert (code, len(err)) == (2, 1) and f"format {bundle.FORMAT + 1}, this version reads {bundle.FORMAT}" in err[0]
 
 
@@ -259,7 +263,7 @@ def test_trained_bundles_need_no_torch(trained, tmp_path):
     assert done.stdout.splitlines()[-1] == "[0, 0]", done.stderr
     row = json.loads((tmp_path / "row.json").read_text())
     assert row["method"] == trained[0].name and list(row["stage_ms"]) == list(row["stages"])
-    assert (row["parameters"]["engine"], row["engine"]) == ("int8", {"reduce_range": True})
+    assert (row["parameters"]["engine"], row["engine"]) == ("int8", INT8)
     assert Configuration.from_row(row).id == row["configuration"]
 
 
@@ -300,63 +304,64 @@ def test_measure_and_detect_need_neither_torch_nor_faiss_nor_jupyter(copy, tmp_p
 # ---- measuring
 
 def test_rows_have_the_fields_of_thesis_time_and_go_into_the_same_tables(original, category, capsys, tmp_path):
-    out = results.path({"kind": "time", "method": "x", "category": "y", "id": "z", "parameters": {}}).parent / "pi.json"
-    code, printed, _ = run(capsys, "measure", original, *QUICK, "--threads", "1,2", "--engine", "int8", "--out", out)
+    out = results.path_of({"kind": "time", "method": "x", "category": "y", "id": "z", "parameters": {}})
+    out = out.with_name("pi.json")
+    code, printed, _ = thesis(capsys, "measure", original, *QUICK, "--threads", "1,2", "--engine", "int8", "--out", out)
     assert code == 0
     assert any("scores of the bundle's 6 pictures: at most" in line for line in printed)
-    ours = scores.measure_time(replace(DETECTOR, search="numpy"), category, SMALL, pictures=1, warmup=0, repeats=1)
+    ours = measure_time(replace(DETECTOR, search="numpy"), category, SMALL, pictures=1, warmup=0, repeats=1)
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["threads"] for row in rows] == [row["protocol"]["threads"] for row in rows] == [1, 2]
     for row in rows:
         assert set(ours) - set(row) == set()
         assert set(ours["protocol"]) == set(row["protocol"]) and set(ours["stamp"]) == set(row["stamp"])
-        assert np.array(row["raw_s"]).shape == (2, 2, 4) and list(row["stage_ms"]) == list(tables.STAGES)
+        assert np.array(row["raw_s"]).shape == (2, 2, 4) and list(row["stage_ms"]) == list(STAGES)
         assert row["parity"]["difference"] < 1e-5
         assert Configuration.from_row(row).id == row["configuration"]
         assert (row["parameters"]["engine"], row["parameters"]["search"]) == ("int8", "numpy")
-        assert row["engine"] == {"reduce_range": True}
+        assert row["engine"] == INT8
         assert row["stamp"]["threads"] == {"onnxruntime": row["threads"], "numpy": row["threads"]}
     assert rows[0]["id"] != rows[1]["id"]
-    label = tables.thesis("3.2")["label"][0]
+    label = bars_of("3.2")["label"][0]
     table = tables.stage_times("3.2", {label: rows[0]})
     assert table.loc[(label, "measured"), "total"] == pytest.approx(rows[0]["total_ms"])
-    stored = results.load_all()[lambda every: every["origin"] == "own"]
+    stored = tables.all_rows()[lambda every: every["origin"] == "own"]
     assert sorted(stored["protocol.threads"]) == sorted([1, 2, torch.get_num_threads()])
 
 
 def test_without_out_a_row_lies_where_the_others_do(original, capsys):
-    code, printed, _ = run(capsys, "measure", original, *QUICK, "--threads", 1)
-    (row,) = results.load_all()[lambda every: every["origin"] == "own"].to_dict("records")
+    code, printed, _ = thesis(capsys, "measure", original, *QUICK, "--threads", 1)
+    (row,) = tables.all_rows()[lambda every: every["origin"] == "own"].to_dict("records")
     assert code == 0 and row["kind"] == "time" and row["parameters.engine"] == "fast"
-    (stored,) = results.paths.results().glob("time-*.json")
+    (stored,) = paths.results().glob("time-*.json")
     assert printed[-1].strip() == str(stored)
 
 
 def test_own_pictures_are_timed(original, category, capsys, tmp_path):
     folder = category.test[0].path.parent
-    assert run(capsys, "measure", original, *QUICK, "--images", folder, "--threads", 1, "--out", tmp_path / "r")[0] == 0
+    command = ("measure", original, *QUICK, "--images", folder, "--threads", 1, "--out", tmp_path / "r")
+    assert thesis(capsys, *command)[0] == 0
     assert json.loads((tmp_path / "r").read_text())["timed"] == ["000.png", "001.png"]
 
 
 def test_network_and_search_run_on_the_threads_that_are_noted(original, monkeypatch):
     from threadpoolctl import threadpool_info
-    seen, genuine, session = [], timing.protocol, bundle.runtime.session
+    seen, genuine, session = [], timing.protocol, bundle.session
 
     def protocol(*args, **kwargs):
         seen.append(("search", *{pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}))
         return genuine(*args, **kwargs)
 
     monkeypatch.setattr(timing, "protocol", protocol)
-    monkeypatch.setattr(bundle.runtime, "session",
-                        lambda model, threads: seen.append(threads) or session(model, threads))
-    row = run.measure(bundle.Bundle.open(original), threads=1, pictures=1, warmup=0, repeats=1)
+    monkeypatch.setattr(bundle, "session", lambda model, threads: seen.append(threads) or session(model, threads))
+    row = measure(bundle.Bundle.open(original), threads=1, pictures=1, warmup=0, repeats=1)
     assert seen == [1, 1, 1, 1, ("search", 1)] and row["threads"] == 1
 
 
 def test_other_scores_than_expected_give_no_times(copy, capsys, tmp_path):
     def off(facts):
         facts["engines"]["float"]["scores"][0] *= 1.01
-    code, printed, err = run(capsys, "measure", changed(copy, off), *QUICK, "--out", tmp_path / "row.json")
+    code, printed, err = thesis(capsys, "measure", changed(copy, off), *QUICK, "--out", tmp_path / "row.json")
     assert (code, printed, len(err)) == (2, [], 1)
     assert "scores of engine float differ by" in err[0] and "no times" in err[0]
     assert not (tmp_path / "row.json").exists()
@@ -369,14 +374,14 @@ def test_throttling_is_told(original, monkeypatch, capsys, before, after, told):
     answers = iter([before, after, after])
     monkeypatch.setattr(stamp, "_throttled", lambda: next(answers))
     monkeypatch.setattr(timing, "SPREAD_LIMIT", 1e9)
-    code, printed, err = run(capsys, "measure", original, *QUICK, "--threads", 1)
+    code, printed, err = thesis(capsys, "measure", original, *QUICK, "--threads", 1)
     assert code == 0 and any(f"throttled {before} to {after}" in line for line in printed) == bool(before)
     assert len(err) == bool(told) and (not told or told in err[0])
 
 
 def test_noise_is_told(original, monkeypatch, capsys):
     monkeypatch.setattr(timing, "SPREAD_LIMIT", -1.0)
-    _, _, err = run(capsys, "measure", original, *QUICK, "--threads", 1)
+    _, _, err = thesis(capsys, "measure", original, *QUICK, "--threads", 1)
     assert len(err) == 1 and err[0].startswith("thesis: warning: noisy: spread")
 
 
@@ -385,27 +390,28 @@ def test_noise_is_told(original, monkeypatch, capsys):
 def test_detect_goes_on_after_a_broken_picture(original, category, capsys, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no picture")
     files = [category.test[0].path, tmp_path / "broken.png", tmp_path / "absent.png", category.test[-1].path]
-    code, printed, err = run(capsys, "detect", original, *files)
+    code, printed, err = thesis(capsys, "detect", original, *files)
     assert code == 1 and len(printed) == len(err) == 2
     assert printed[1].split()[1:] == ["anomalous", str(files[3])]
     assert "broken.png: not a readable picture" in err[0] and "absent.png: not a readable picture" in err[1]
-    assert run(capsys, "detect", original, files[3])[0] == 0
+    assert thesis(capsys, "detect", original, files[3])[0] == 0
 
 
 def test_above_the_threshold_is_anomalous_and_not_at_it(copy, capsys):
     opened = bundle.Bundle.open(copy)
-    (_, found), = run.detect(opened, opened.pictures[:1])
+    (_, found), = detect(opened, opened.pictures[:1])
     for threshold, verdict in ((found.score, "OK"), (np.nextafter(found.score, 0), "anomalous")):
         changed(copy, lambda facts, value=threshold: facts["engines"]["float"].update(threshold=float(value)))
-        assert run(capsys, "detect", copy, opened.pictures[0])[1][0].split()[1] == verdict
+        assert thesis(capsys, "detect", copy, opened.pictures[0])[1][0].split()[1] == verdict
 
 
 def test_map_is_grey_with_the_threshold_in_the_middle(original, category, capsys, tmp_path):
     file = shutil.copy(category.test[-1].path, tmp_path / "hole.png")
-    assert run(capsys, "detect", original, file, "--maps")[0] == 0
+    assert thesis(capsys, "detect", original, file, "--maps")[0] == 0
     grey = np.asarray(Image.open(tmp_path / "hole_anomaly.png"))
     threshold = bundle.Bundle.open(original).threshold("float")
-    expected = DETECTOR.fit(data.Pictures(category.train, SMALL)).predict(load_image(file, SMALL)[None]).full_map(64, 0)[0]
+    fitted = replace(DETECTOR).fit(data.Pictures(category.train, SMALL))
+    expected = fitted.predict(load_image(file, SMALL)[None]).full_map(64, 0)[0]
     assert (grey.dtype, grey.shape) == (np.uint8, (64, 64))
     assert np.abs(grey - np.clip(expected.numpy() * 128 / threshold, 0, 255)).max() < 1
     assert grey[18:36, 24:40].min() > 128 and grey[:4, :4].max() < 128
@@ -448,7 +454,7 @@ def test_a_file_without_checksum_is_refused(copy, name):
     ("format", bundle.FORMAT + 1, f"format {bundle.FORMAT + 1}, this version reads {bundle.FORMAT}"),
     ("preprocess", {"mean": [0, 0, 0], "std": [1, 1, 1]}, "normalises with")])
 def test_another_format_is_refused(copy, capsys, key, value, told):
-    code, _, err = run(capsys, "measure", changed(copy, lambda facts: facts.update({key: value})))
+    code, _, err = thesis(capsys, "measure", changed(copy, lambda facts: facts.update({key: value})))
     assert (code, len(err)) == (2, 1) and told in err[0]
 
 
@@ -456,7 +462,7 @@ def test_another_format_is_refused(copy, capsys, key, value, told):
 def test_a_folder_that_is_no_bundle(capsys, tmp_path, command):
     name, *more = command
     for folder in (tmp_path, tmp_path / "absent"):
-        code, _, err = run(capsys, name, folder, *more)
+        code, _, err = thesis(capsys, name, folder, *more)
         assert (code, len(err)) == (2, 1) and f"{folder}: not a bundle" in err[0]
 
 
@@ -465,13 +471,13 @@ def test_a_folder_that_is_no_bundle(capsys, tmp_path, command):
     (("--pictures", "0"), "pictures=0"), (("--repeats", "0"), "repeats=0"), (("--images", "nowhere"), "nowhere"),
     (("--engine", "tpu"), "tpu")])
 def test_measure_names_a_bad_option(original, capsys, options, told):
-    code, printed, err = run(capsys, "measure", original, *options)
+    code, printed, err = thesis(capsys, "measure", original, *options)
     assert (code, printed) == (2, []) and told in err[-1]
 
 
 def test_a_broken_picture_to_time_is_named(original, capsys, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no picture")
-    code, _, err = run(capsys, "measure", original, *QUICK, "--images", tmp_path)
+    code, _, err = thesis(capsys, "measure", original, *QUICK, "--images", tmp_path)
     assert (code, len(err)) == (2, 1) and "broken.png: not a readable picture" in err[0]
 
 
@@ -494,7 +500,7 @@ def test_export_wants_enough_pictures_a_new_folder_and_one_category(original, ca
     where = ("--data", category.train[0].path.parents[3], *OPTIONS, "--out", original)
     for names, told in ((("pad",), "is there already"), (("all",), "one category"), (("pad", "pad"), "one category")):
         chosen = [word for name in names for word in ("--category", name)]
-        code, _, err = run(capsys, "export", "patchcore", *chosen, *where)
+        code, _, err = thesis(capsys, "export", "patchcore", *chosen, *where)
         assert (code, len(err)) == (2, 1) and told in err[0]
     assert bundle.sums(original) == before
 

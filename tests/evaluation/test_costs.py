@@ -8,10 +8,12 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from thesis_lib.core import paths, results
+from thesis_lib.core import paths
 from thesis_lib.evaluation import costs
 from thesis_lib.evaluation.costs import Work
+from thesis_lib.evaluation.thesis import NETWORKS, TIMED_NETWORKS
 from thesis_lib.networks import backbones
+from thesis_lib.report import tables
 
 
 def test_a_convolution_and_a_linear_layer_by_hand():
@@ -33,8 +35,9 @@ def test_multiplications_are_those_of_torchs_counter(name):
 
 def test_the_networks_of_table_2_4_have_their_published_size():
     published = {"ResNet18": 1.814, "ResNet34": 3.664, "WideResNet50": 11.398}       # G, torchvision's documentation
+    assert tuple(published) == TIMED_NETWORKS
     for label, giga in published.items():
-        assert costs.whole(costs.NETWORKS[label]).macs / 1e9 == pytest.approx(giga, abs=1e-3)
+        assert costs.whole(NETWORKS[label]).macs / 1e9 == pytest.approx(giga, abs=1e-3)
 
 
 def test_calibration_finds_the_rates_that_made_the_times():
@@ -59,11 +62,11 @@ def test_too_few_networks_are_refused():
 
 
 def test_device_rows_are_read_where_they_are_put():
-    assert results.devices().empty
+    assert tables.device_rows().empty
     paths.devices().mkdir(parents=True)
     row = {"kind": "time", "id": "1", "total_ms": 4.0, "stamp": {"cpu": "Raspberry Pi 4 Model B"}}
     (paths.devices() / "pi.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row | {"id": "2"}) + "\n")
-    assert results.devices()["stamp.cpu"].tolist() == ["Raspberry Pi 4 Model B"] * 2
+    assert tables.device_rows()["stamp.cpu"].tolist() == ["Raspberry Pi 4 Model B"] * 2
     (paths.devices() / "bad.json").write_text("{}")
     with pytest.raises(ValueError, match=r"bad\.json: not a result row"):
-        results.devices()
+        tables.device_rows()

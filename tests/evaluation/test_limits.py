@@ -23,7 +23,7 @@ def test_network_is_counted_as_by_hand():
 @pytest.mark.parametrize("engine", ["eager", "fast"])
 def test_work_of_every_stage(engine):
     detector = PatchCore(layers=(1, 2), weights="random", bank=20, engine=engine).fit([IMAGES])
-    work = limits.work(detector, 64)
+    work = limits.stage_work(detector, 64)
     assert list(work) == ["extraction", "embedding", "search", "score"]
     places, dim, maps = 16 * 16, 64 + 128, 16 * 16 * 64 + 8 * 8 * 128
     assert work["extraction"][0] == limits.network_macs("resnet18", (2,), 64)

@@ -6,12 +6,13 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from sklearn.exceptions import NotFittedError
 
-from thesis_lib.data.pictures import load_image
 from thesis_lib import data
 from thesis_lib.core import paths, timing
-from thesis_lib.evaluation import metrics, scores
+from thesis_lib.core.errors import NotFittedError
+from thesis_lib.core.preprocess import DataError
+from thesis_lib.data.pictures import load_image
+from thesis_lib.evaluation import metrics, scores, stage_times
 from thesis_lib.methods import SPADE, PaDiM, PatchCore
 from thesis_lib.patches import scoring, search
 
@@ -73,8 +74,8 @@ def test_rows_say_what_was_measured(pad, small):
 
 
 def test_features_are_extracted_once_for_all_seeds(pad, small, calls, monkeypatch):
-    read, genuine = [], data.Preprocess.image
-    monkeypatch.setattr(data.Preprocess, "image", lambda self, path: read.append(path) or genuine(self, path))
+    read, genuine = [], data.Preprocess.array
+    monkeypatch.setattr(data.Preprocess, "array", lambda self, path: read.append(path) or genuine(self, path))
     scores.evaluate(patchcore(), pad, small, seeds=3)
     assert calls == ["gather", "learn", "learn", "learn"]
     assert sorted(read) == sorted(sample.path for sample in pad.train + pad.test)
@@ -143,8 +144,8 @@ def test_one_extraction_serves_all_levels_and_methods(pad, small, monkeypatch):
     monkeypatch.setenv("THESIS_FEATURES_GB", "0")
     alone = {name: scores.evaluate(dataclasses.replace(detector), pad, small, seeds=1)
              for name, detector in detectors.items()}
-    read, genuine = [], data.Preprocess.image
-    monkeypatch.setattr(data.Preprocess, "image", lambda self, path: read.append(path) or genuine(self, path))
+    read, genuine = [], data.Preprocess.array
+    monkeypatch.setattr(data.Preprocess, "array", lambda self, path: read.append(path) or genuine(self, path))
     many = scores.evaluate_many(detectors, pad, small, seeds=1, force=True)
     assert sorted(read) == sorted(sample.path for sample in pad.train + pad.test)
     for name, rows in many.items():
@@ -236,7 +237,7 @@ def test_one_class_is_refused_before_the_work(make_category, small, calls, good,
 def test_copy_of_a_training_picture_is_refused_before_the_work(make_category, small, calls):
     root = make_category()
     shutil.copy(root / "pad/train/good/000.png", root / "pad/test/hole/009.png")
-    with pytest.raises(data.DataError, match=r"009.png: test picture is a copy"):
+    with pytest.raises(DataError, match=r"009.png: test picture is a copy"):
         scores.evaluate(patchcore(), data.scan(root, "pad"), small)
     assert calls == []
 
@@ -268,14 +269,14 @@ def test_file_of_weights_counts_by_content_not_by_place(pad, small, tmp_path):
 
 
 def test_time_is_a_stored_row(pad, small, calls):
-    row = scores.measure_time(patchcore(), pad, small, pictures=2, warmup=1, repeats=3)
+    row = stage_times.measure_time(patchcore(), pad, small, pictures=2, warmup=1, repeats=3)
     assert calls == ["gather", "learn"]
     assert np.shape(row["raw_s"]) == (2, 3, 4)
     assert list(row["stage_ms"]) == ["extraction", "embedding", "search", "score"]
     assert row["total_ms"] == pytest.approx(sum(row["stage_ms"].values()))
     assert row["protocol"]["pictures"] == 2
     assert row["threads"] == row["protocol"]["threads"] == torch.get_num_threads()
-    assert scores.measure_time(patchcore(), pad, small, pictures=2, warmup=1, repeats=3) == row
+    assert stage_times.measure_time(patchcore(), pad, small, pictures=2, warmup=1, repeats=3) == row
     assert calls == ["gather", "learn"]
     assert len(stored("time")) == 1
 
@@ -285,13 +286,13 @@ def test_time_is_a_stored_row(pad, small, calls):
 def test_another_protocol_is_measured(pad, small, monkeypatch, changed):
     detector = patchcore().fit(data.Pictures(pad.train, small))
     protocol = {"pictures": 2, "warmup": 1, "repeats": 1, "threads": 2}
-    scores.measure_time(detector, pad, small, **protocol)
-    seen, genuine = [], timing.measure
-    monkeypatch.setattr(timing, "measure", lambda detector, images, **how: seen.append(
+    stage_times.measure_time(detector, pad, small, **protocol)
+    seen, genuine = [], stage_times.measure
+    monkeypatch.setattr(stage_times, "measure", lambda detector, images, **how: seen.append(
         {"pictures": len(images), "batch_size": len(images[0]), **how}) or genuine(detector, images, **how))
-    scores.measure_time(detector, pad, small, **protocol)
+    stage_times.measure_time(detector, pad, small, **protocol)
     assert seen == []
-    scores.measure_time(detector, pad, small, **{**protocol, **changed})
+    stage_times.measure_time(detector, pad, small, **{**protocol, **changed})
     expected = {"batch_size": 1, **protocol, **changed}
     expected.pop("force", None)
     assert seen == [expected]
@@ -301,32 +302,32 @@ def test_time_uses_a_fitted_detector_and_repeats_pictures(pad, small, calls, mon
     detector = patchcore().fit(data.Pictures(pad.train, small))
     calls.clear()
     seen = []
-    monkeypatch.setattr(timing, "measure", lambda detector, images, **how: seen.extend(images)
+    monkeypatch.setattr(stage_times, "measure", lambda detector, images, **how: seen.extend(images)
                         or timing.Timing(("all",), np.ones((1, 1, 1)), 1.0, 1, 1))
-    scores.measure_time(detector, pad, small, pictures=4, batch_size=2)
+    stage_times.measure_time(detector, pad, small, pictures=4, batch_size=2)
     expected = torch.stack([load_image(pad.test[index % 6].path, small) for index in range(8)])
     assert torch.equal(torch.cat(seen), expected)
     assert calls == []
 
 
 def test_many_times_fit_from_one_extraction(pad, small, monkeypatch):
-    read, genuine = [], data.Preprocess.image
+    read, genuine = [], data.Preprocess.array
     detectors = {"first": patchcore(), "second": patchcore(layers=(2,)), "fitted": patchcore(bank=25)}
     detectors["fitted"].fit(data.Pictures(pad.train, small))
-    monkeypatch.setattr(data.Preprocess, "image", lambda self, path: read.append(path) or genuine(self, path))
-    rows = scores.measure_times(detectors, pad, small, pictures=1, warmup=0, repeats=1)
+    monkeypatch.setattr(data.Preprocess, "array", lambda self, path: read.append(path) or genuine(self, path))
+    rows = stage_times.measure_times(detectors, pad, small, pictures=1, warmup=0, repeats=1)
     assert sorted(read) == sorted(sample.path for sample in (*pad.train, pad.test[0]))
     assert list(rows) == list(detectors)
     assert [row["parameters"]["layers"] for row in rows.values()] == [[1], [2], [1]]
     read.clear()
-    assert scores.measure_times(detectors, pad, small, pictures=1, warmup=0, repeats=1) == rows
+    assert stage_times.measure_times(detectors, pad, small, pictures=1, warmup=0, repeats=1) == rows
     assert read == []
 
 
 def test_compare_times_what_it_cannot_judge(pad, small):
     """No weights for resnet34 here: its time is measured with random ones, its AUROC is not."""
     detectors = {"own": patchcore(weights="bundled"), "other": patchcore(weights="bundled", backbone="resnet34")}
-    rows, times = scores.compare(detectors, pad, small, seeds=2, pictures=1)
+    rows, times = stage_times.compare(detectors, pad, small, seeds=2, pictures=1)
     assert list(rows) == ["own"] and len(rows["own"]) == 2
     assert rows["own"]["pixel_auroc"].isna().all()
     assert {name: row["weights"]["source"] for name, row in times.items()} == {"own": "bundled", "other": "random"}
@@ -335,7 +336,7 @@ def test_compare_times_what_it_cannot_judge(pad, small):
 
 def test_time_without_test_pictures_takes_training_pictures(make_category, small):
     category = data.scan(make_category(good=0, bad=0), "pad")
-    row = scores.measure_time(patchcore(), category, small, pictures=1, warmup=0, repeats=1)
+    row = stage_times.measure_time(patchcore(), category, small, pictures=1, warmup=0, repeats=1)
     assert row["total_ms"] > 0
 
 
@@ -343,7 +344,7 @@ def test_time_without_test_pictures_takes_training_pictures(make_category, small
 def test_time_refuses(pad, small, arguments):
     (name, value), = arguments.items()
     with pytest.raises(ValueError, match=f"{name}={value}"):
-        scores.measure_time(patchcore(), pad, small, **arguments)
+        stage_times.measure_time(patchcore(), pad, small, **arguments)
 
 
 def test_worst_are_high_nominal_and_low_anomalous(pad):

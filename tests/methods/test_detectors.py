@@ -1,21 +1,23 @@
 """One battery for every detector in METHODS, with the smallest settings that do something."""
 
+import functools
 import random
 
 import numpy as np
 import pytest
+import safetensors
 import safetensors.torch
 import torch
-from sklearn.exceptions import NotFittedError
 
 from thesis_lib import data
+from thesis_lib.core.errors import NotFittedError, ThesisError
 from thesis_lib.core.memory import MemoryLimitError
-from thesis_lib.evaluation import scores
+from thesis_lib.evaluation import scores, stage_times
+from thesis_lib.evaluation.thesis import STAGES
 from thesis_lib.methods import METHODS, Detector, PatchCore, Prediction
 from thesis_lib.methods.trained import Trained
 from thesis_lib.networks import backbones
 from thesis_lib.patches import search
-from thesis_lib.report import tables
 
 pytestmark = pytest.mark.usefixtures("networks_built_once")
 
@@ -28,7 +30,7 @@ TINY = {"patchcore": {**NETWORK, "bank": 20}, "spade": {**NETWORK, "k": 2}, "pad
         "efficientad": {"weights": "random", "steps": 2, "penalty": "none"}}
 # Parameter -> another value, and what else must be set for it to matter. "weights" is tested by itself.
 ENGINE = {"engine": ("int8", {}), "calibration": (1, {"engine": "int8"})}
-TRAINING = {"snapshots": (1, {}), "resume": (False, {}), "checkpoint_s": (0.0, {}), "device": ("cuda", {}),
+TRAINING = {"snapshots": (1, {}), "resume": (False, {}), "checkpoint_s": (0.0, {}), "torch_device": ("cuda", {}),
             "precision": ("bfloat16", {})}
 OTHER = {"patchcore": {
     "seed": (1, {}), "backbone": ("resnet34", {}), "layers": ((2,), {}), "weights": (None, {}), **ENGINE,
@@ -63,7 +65,8 @@ OTHER = {"patchcore": {
     "steps": (3, {}), "penalty": ("procedural", {}), "held_out": (0.4, {}), "hard": (0.9, {}), "low": (0.5, {}),
     "high": (0.9999, {}), "rate": (1e-2, {}), "decay": (10.0, {})}}
 CASES = [(name, parameter) for name, others in OTHER.items() for parameter in others
-         if parameter not in ("weights", "device") and not (parameter == "engine" and others["engine"][0] == "eager")]
+         if parameter not in ("weights", "torch_device")
+         and not (parameter == "engine" and others["engine"][0] == "eager")]
 
 
 def images(count, seed=0):
@@ -84,6 +87,13 @@ def fitted(name, **parameters):
 def answers(detector, batch=TEST):
     prediction = detector.predict(batch)
     return prediction.score, prediction.map
+
+
+def walked(detector, x):
+    """What the stages make of it one after the other."""
+    for stage in detector.stages.values():
+        x = stage(x)
+    return x
 
 
 def numbers(collected):
@@ -179,9 +189,7 @@ def test_reseeded_shares_the_collected_and_nothing_else(name):
 
 def test_stages_fold_to_predict_and_shared_ones_lead(name):
     detector = fitted(name)
-    x = TEST
-    for stage in detector.stages.values():
-        x = stage(x)
+    x = walked(detector, TEST)
     assert same((x.score, x.map), answers(detector))
     assert tuple(detector.stages)[:len(detector.shared)] == detector.shared
 
@@ -265,7 +273,7 @@ def test_a_detector_that_was_never_saved_cannot_be_loaded(name, tmp_path):
 
 
 @pytest.mark.parametrize(("header", "told"), [
-    (None, "method None in format None"), ({"format": "1", "method": "other"}, "method other in format 1"),
+    (None, "method None in format None"), ({"format": "2", "method": "other"}, "method other in format 2"),
     ({"format": "99"}, "in format 99")])
 def test_a_file_of_something_else_is_refused(name, tmp_path, header, told):
     file = tmp_path / "other.safetensors"
@@ -273,6 +281,65 @@ def test_a_file_of_something_else_is_refused(name, tmp_path, header, told):
     safetensors.torch.save_file({"bank": torch.zeros(2, 2)}, file, metadata=header)
     with pytest.raises(ValueError, match=rf"other\.safetensors: holds {told}|{told}, needs {name} in format"):
         METHODS[name].load(file)
+
+
+def test_a_file_of_the_first_format_is_refused(name, tmp_path):
+    """It did not say for which pictures its detector is."""
+    file = fitted(name).save(tmp_path / "old.safetensors")
+    with safetensors.safe_open(file, "pt") as opened:
+        header = opened.metadata()
+    del header["image_size"], header["preprocess"]
+    safetensors.torch.save_file(safetensors.torch.load_file(file), file, metadata=header | {"format": "1"})
+    with pytest.raises(ThesisError) as caught:
+        METHODS[name].load(file)
+    assert str(caught.value) == (f"{file}: holds method {name} in format 1, needs {name} in format 2; fit and save it "
+                                 "again")
+
+
+def test_pictures_of_another_size_are_refused(name, tmp_path):
+    """By predict, by its first stage and by all stages together, fitted here or loaded."""
+    detector = fitted(name)
+    loaded = METHODS[name].load(detector.save(tmp_path / "detector.safetensors"))
+    for one in (detector, loaded):
+        for height, width in ((96, 64), (32, 32), (64, 128)):
+            other = torch.zeros(1, 3, height, width)
+            for call in (one.predict, next(iter(one.stages.values())), functools.partial(walked, one)):
+                with pytest.raises(ThesisError, match=f"^images of {height}x{width} pixels: this {name} was fitted on "
+                                                      "64x64; .*preprocess_") as caught:
+                    call(other)
+                assert "\n" not in str(caught.value)
+
+
+def test_fit_takes_pictures_of_one_size(name):
+    with pytest.raises(ThesisError, match="^images of 96x96 pixels after some of 64x64: fit needs one size$"):
+        make(name).fit([images(4), torch.zeros(1, 3, 96, 96)])
+
+
+def test_a_loaded_detector_prepares_pictures_and_scores_alone(name, pad, tmp_path):
+    prepared = data.Preprocess(image_size=80, crop=64, interpolation="lanczos")
+    detector = make(name).fit(data.Pictures(pad.train, prepared))
+    file = detector.save(tmp_path / "detector.safetensors")
+    expected = answers(detector, next(iter(data.Pictures(pad.test, prepared))))
+    loaded = METHODS[name].load(file)
+    assert loaded.preprocess_ == detector.preprocess_ == prepared
+    assert loaded.image_size_ == detector.image_size_ == (64, 64)
+    assert same(answers(loaded, next(iter(data.Pictures(pad.test, loaded.preprocess_)))), expected)
+
+
+def test_plain_batches_leave_their_size_and_no_preprocessing(name, pad, small, tmp_path):
+    detector = make(name).fit(data.Pictures(pad.train, small))
+    assert detector.preprocess_ == small
+    loaded = METHODS[name].load(detector.fit(TRAIN).save(tmp_path / "detector.safetensors"))
+    assert detector.preprocess_ is loaded.preprocess_ is None
+    assert loaded.image_size_ == detector.image_size_ == (64, 64)
+
+
+def test_sides_may_differ_and_are_not_mixed_up(tmp_path):
+    wide = torch.randn(3, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    loaded = PatchCore.load(make("patchcore").fit([wide]).save(tmp_path / "wide.safetensors"))
+    assert loaded.image_size_ == (64, 96) and loaded.predict(wide).map.shape == (3, 16, 24)
+    with pytest.raises(ThesisError, match="images of 96x64 pixels: this patchcore was fitted on 64x96"):
+        loaded.predict(wide.mT)
 
 
 def test_unfitted_raises(name, tmp_path):
@@ -438,8 +505,8 @@ def test_fit_of_nothing_is_refused(name):
 def test_evaluation_and_timing_take_it(name, pad, small):
     rows = scores.evaluate(make(name), pad, small, seeds=2)
     assert len(rows) == 1 + make(name).seeded and rows["image_auroc"].between(0, 1).all()
-    row = scores.measure_time(make(name), pad, small, pictures=1, warmup=0, repeats=1)
-    assert row["stages"] in (list(tables.STAGES), ["extraction", "score"]), "the names that tables and figures know"
+    row = stage_times.measure_time(make(name), pad, small, pictures=1, warmup=0, repeats=1)
+    assert row["stages"] in (list(STAGES), ["extraction", "score"]), "the names that tables and figures know"
 
 
 def test_global_random_states_stay(name):

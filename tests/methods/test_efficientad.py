@@ -9,11 +9,12 @@ from PIL import Image
 
 from thesis_lib import data
 from thesis_lib.core import paths
+from thesis_lib.core.preprocess import DataError
 from thesis_lib.data import Pictures, Preprocess
 from thesis_lib.evaluation import scores
 from thesis_lib.evaluation.configuration import Configuration
 from thesis_lib.methods import EfficientAD
-from thesis_lib.methods.efficientad import Nominal, Outputs, augmented, halves, hard_loss
+from thesis_lib.methods.efficientad import Outputs, TaughtPictures, augmented, halves, hard_loss
 from thesis_lib.networks import autoencoder, engines
 from thesis_lib.networks.pdn import PDN
 
@@ -72,7 +73,7 @@ def test_split_and_statistics_and_quantiles():
     """Held-out pictures set the quantiles, the others train; the constants by plain NumPy."""
     detector = EfficientAD(**TINY, held_out=0.3)
     collected = detector.collect(list(images(10).split(4)))
-    assert isinstance(collected, Nominal) and collected.described.shape == (10, 384, 8, 8)
+    assert isinstance(collected, TaughtPictures) and collected.described.shape == (10, 384, 8, 8)
     trained, held = detector.split(10)
     assert sorted(trained + held) == list(range(10)) and len(held) == 3
     assert detector.reseeded(1).split(10) != (trained, held)
@@ -113,7 +114,7 @@ def test_score_is_the_maximum_and_the_map_has_its_rim():
     assert prediction.map.shape == (2, 16, 16), "64 pixels in steps of 4"
     assert torch.equal(prediction.map[:, 4:-4, 4:-4], detector.maps(outputs)["combined"])
     assert torch.equal(prediction.score, detector.maps(outputs)["combined"].flatten(1).amax(1))
-    with pytest.raises(ValueError, match="images of 96 pixels: the autoencoder learned 64"):
+    with pytest.raises(ValueError, match="images of 96x96 pixels: this efficientad was fitted on 64x64"):
         detector.predict(torch.zeros(1, 3, 96, 96))
 
 
@@ -154,7 +155,7 @@ def test_a_folder_of_penalties_counts_by_its_pictures(tmp_path):
 
 
 def test_a_penalty_that_is_not_there_is_refused_before_the_work(pad, small):
-    with pytest.raises(data.DataError, match="imagenet: is no source of pictures"):
+    with pytest.raises(DataError, match="imagenet: is no source of pictures"):
         scores.evaluate(EfficientAD(**TINY | {"penalty": "imagenet"}), pad, small)
 
 

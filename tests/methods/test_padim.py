@@ -132,7 +132,7 @@ def test_one_picture_has_no_covariance(pad, small):
 
 def test_pictures_of_another_size_are_refused(pad, small):
     detector = make(channels=5).fit(data.Pictures(pad.train, small))
-    with pytest.raises(ValueError, match="grid of 8x8 positions; the Gaussians were learned on 16x16"):
+    with pytest.raises(ValueError, match="images of 32x32 pixels: this padim was fitted on 64x64"):
         detector.predict(torch.zeros(1, 3, 32, 32))
 
 

@@ -137,7 +137,7 @@ def test_a_teacher_comes_nearer_to_its_network(pad, small, tmp_path):
                       lambda *given, **options: losses.update(genuine(*given, **options).losses))
         lesson = teachers.Lesson(p=17, channels=8, steps=40, batch=16, rate=1e-2, decay=0.0, compactness=0.1,
                                  metric=0.1, precision="float32", seed=0)
-        teachers.teach(lesson, backbone, teachers.Pictures(images, 1, 0), 60, "cpu")
+        teachers.teach(lesson, backbone, teachers.NominalSource(images, 1, 0), 60, "cpu")
     assert losses.keys() == {"knowledge", "compactness", "metric"}
     assert np.mean(losses["knowledge"][-5:]) < 0.5 * np.mean(losses["knowledge"][:5])
 

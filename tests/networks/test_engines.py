@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from thesis_lib import data
-from thesis_lib.core import results
+from thesis_lib.core.preprocess import DataError
+from thesis_lib.evaluation import scores
 from thesis_lib.methods import PatchCore
 from thesis_lib.networks import engines, quantize
+from thesis_lib.report import tables
 
 IMAGES = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
@@ -102,8 +104,8 @@ def test_calibration_takes_so_many_evenly_spaced_pictures_and_only_those(pad, sm
     category = data.scan(make_category(train=9), "pad")
     taken = []
     monkeypatch.setattr(quantize, "qdq", lambda model, images, **more: taken.extend(images) or model)
-    read, genuine = [], data.Preprocess.image
-    monkeypatch.setattr(data.Preprocess, "image", lambda self, path: read.append(path.stem) or genuine(self, path))
+    read, genuine = [], data.Preprocess.array
+    monkeypatch.setattr(data.Preprocess, "array", lambda self, path: read.append(path.stem) or genuine(self, path))
     build("int8", images=data.Pictures(category.train, small), calibration=3)
     assert read == ["000", "004", "008"]
     from_pictures = torch.cat(taken)
@@ -177,7 +179,7 @@ def test_damaged_bytes_are_refused_in_one_line(int8):
 
 def test_a_picture_that_cannot_be_read_stays_the_error_of_the_picture(pad, small):
     pad.train[0].path.write_bytes(b"no picture")
-    with pytest.raises(data.DataError, match=str(pad.train[0].path)):
+    with pytest.raises(DataError, match=str(pad.train[0].path)):
         build("int8", images=data.Pictures(pad.train, small))
 
 
@@ -192,7 +194,6 @@ def test_weights_keep_to_seven_bits_only_where_sums_can_overflow(monkeypatch, tm
 
 
 def test_a_row_says_what_its_int8_network_depends_on(pad, small, monkeypatch):
-    from thesis_lib.evaluation import scores
     stored = []
     for bits in (True, False):
         monkeypatch.setattr(engines, "reduce_range", lambda bits=bits: bits)
@@ -202,4 +203,4 @@ def test_a_row_says_what_its_int8_network_depends_on(pad, small, monkeypatch):
         assert row["engine.reduce_range"] is bits
         stored.append(row)
     assert stored[0]["id"] != stored[1]["id"], "another network, another row"
-    assert len(results.load_all()[lambda rows: rows["origin"] == "own"]) == 2
+    assert len(tables.all_rows()[lambda rows: rows["origin"] == "own"]) == 2

@@ -11,6 +11,7 @@ from PIL import Image
 
 from thesis_lib import data
 from thesis_lib.core import paths
+from thesis_lib.core.preprocess import DataError
 from thesis_lib.evaluation import scores
 from thesis_lib.methods import PatchCore, UninformedStudents
 from thesis_lib.networks import backbones, engines
@@ -170,7 +171,7 @@ def test_a_limit_that_is_none_is_named(network, pad, small, monkeypatch, limit):
 def test_what_is_not_whole_is_not_used(network, pad, small, damage):
     if damage == "picture":
         pad.train[-1].path.write_bytes(b"no picture")
-        with pytest.raises(data.DataError, match=pad.train[-1].path.name):
+        with pytest.raises(DataError, match=pad.train[-1].path.name):
             shown(network, data.Pictures(pad.train, small, batch_size=2))
         assert not list(paths.features().iterdir())     # nothing half done is left
         return
@@ -186,7 +187,7 @@ def test_rows_do_not_depend_on_what_is_kept(pad, small, monkeypatch):
     """Later and from kept maps, they are what they were; the seconds of fit count the extraction."""
     detector = PatchCore(layers=(1, 2), weights="random", bank=20)
     at_once = scores.evaluate(detector, pad, small, seeds=2)
-    monkeypatch.setattr(data.Preprocess, "image", None)
+    monkeypatch.setattr(data.Preprocess, "array", None)
     again = scores.evaluate(detector, pad, small, seeds=2, force=True, pixels=False)
     assert list(again.scores) == list(at_once.scores) and list(again.image_auroc) == list(at_once.image_auroc)
     stored = Stored(Extracted(backbones.load("resnet18", (1, 2), "random"), data.Pictures(pad.train, small)))

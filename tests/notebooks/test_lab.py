@@ -13,7 +13,7 @@ import pytest
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
-from thesis_lib.batch import run
+from thesis_lib.batch.plan import plan
 
 TOKEN = "test"
 IDLE = "/\\| Idle/.test(document.querySelector('#jp-main-statusbar')?.innerText || '')"
@@ -27,7 +27,7 @@ def lab(browser, demo_data, tmp_path_factory):
     """Address of a JupyterLab on the notebooks 00, 02 and 07 with the parameters of the profile smoke."""
     home = tmp_path_factory.mktemp("lab")
     (home / "notebooks").mkdir()
-    for task in run.plan("smoke", only=["00", "02", "07"]):
+    for task in plan("smoke", only=["00", "02", "07"]):
         content = parameterize_notebook(load_notebook_node(str(task.notebook)), task.parameters)
         nbformat.write(content, home / "notebooks" / task.notebook.name)
     settings = home / "settings" / "@jupyterlab" / "notebook-extension"

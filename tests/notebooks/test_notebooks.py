@@ -12,7 +12,7 @@ import papermill
 import pytest
 import yaml
 
-from thesis_lib.batch import run
+from thesis_lib.batch.plan import parameters_of, plan
 from thesis_lib.core import paths
 from thesis_lib.report import pages, tables
 
@@ -50,7 +50,7 @@ def test_head_names_section_and_question(notebook):
 
 def test_every_parameter_is_explained_read_and_seen_by_papermill(notebook):
     file, content = notebook
-    parameters = run.parameters_of(file)
+    parameters = parameters_of(file)
     rest = "\n".join(cell.source for cell in code_of(content)[1:])
     names = {node.id for node in ast.walk(ast.parse(rest)) if isinstance(node, ast.Name)}
     for name, (_, _, text) in parameters.items():
@@ -69,7 +69,7 @@ def test_results_depend_on_nothing_typed_twice():
 
 def test_profiles_plan():
     for profile in yaml.safe_load((paths.notebooks() / "runs.yml").read_text(encoding="utf-8")):
-        order = [task.notebook.stem for task in run.plan(profile)]
+        order = [task.notebook.stem for task in plan(profile)]
         assert sorted(set(order)) == [file.stem for file in SOURCES] and order[-1] == "00_start_here"
 
 
@@ -97,8 +97,8 @@ def test_smoke_profile_runs_resumes_and_can_be_shown(demo_data, tmp_path):
 @pytest.mark.parametrize("spoil", ["error", "stale", "path", "size", "unexecuted", "failed"])
 def test_render_refuses(spoil, tmp_path, monkeypatch):
     monkeypatch.setenv("THESIS_OUTPUTS", str(tmp_path))
-    task = run.plan("smoke", only=["02"])[0]
-    monkeypatch.setattr(run, "plan", lambda profile: [task])
+    task = plan("smoke", only=["02"])[0]
+    monkeypatch.setattr(pages, "plan", lambda profile: [task])
     output = {"output_type": "error", "ename": "Boom"} if spoil == "error" else \
         {"output_type": "stream", "text": {"path": str(tmp_path), "size": "x" * 2_000_000}.get(spoil, "")}
     page = {"cells": [{"cell_type": "code", "outputs": [output]}], "metadata": {}}
@@ -110,7 +110,7 @@ def test_render_refuses(spoil, tmp_path, monkeypatch):
         task.record.unlink()
     reason = {"error": "Boom", "stale": "stale", "unexecuted": "was not executed", "failed": "failed.*KeyError",
               "path": "shows the folder", "size": r"2\.0 MB"}[spoil]
-    with pytest.raises(pages.RenderError, match=f"02_auroc.*{reason}"):
+    with pytest.raises(pages.PageError, match=f"02_auroc.*{reason}"):
         pages.publish("smoke")
     assert not paths.rendered().exists()
 

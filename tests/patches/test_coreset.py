@@ -3,10 +3,10 @@
 import itertools
 
 import numpy as np
-import psutil
 import pytest
 import torch
 
+from thesis_lib.core import memory
 from thesis_lib.core.memory import MemoryLimitError
 from thesis_lib.patches import coreset
 
@@ -216,7 +216,7 @@ def test_memory_counts_the_projected_copy(projection, gigabytes):
 
 
 def test_memory_limit_defaults_to_three_quarters_of_the_machine():
-    gigabytes = psutil.virtual_memory().total / 1e9
+    gigabytes = memory.usable_bytes() / 1e9
     coreset.check_memory(int(0.7e9 * gigabytes / 400), 88, None)
     with pytest.raises(MemoryLimitError):
         coreset.check_memory(int(0.8e9 * gigabytes / 400), 88, None)

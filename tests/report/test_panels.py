@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from thesis_lib.data.pictures import load_image
 from thesis_lib import data
+from thesis_lib.data.pictures import load_image
 from thesis_lib.methods import SPADE, PaDiM, PatchCore
 from thesis_lib.report import panels
 

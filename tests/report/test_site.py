@@ -10,10 +10,11 @@ import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from thesis_lib.batch import run
+from thesis_lib.batch.plan import plan
+from thesis_lib.batch.run import run
 from thesis_lib.commands.main import main
-from thesis_lib.core import paths, results
-from thesis_lib.report import pages, site
+from thesis_lib.core import paths
+from thesis_lib.report import pages, site, tables
 
 MEASURE = """
 from thesis_lib.core import results
@@ -42,7 +43,7 @@ def executed(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("THESIS_OUTPUTS", str(outputs))
         patch.setattr(paths, "notebooks", lambda: folder)
-        outcomes = run.run(run.plan("demo"), report=lambda line: None)
+        outcomes = run(plan("demo"), report=lambda line: None)
         assert [outcome.state for outcome in outcomes] == ["done", "done"], outcomes
     return folder, outputs
 
@@ -65,8 +66,8 @@ def built(executed):
 
 
 def test_a_record_names_the_rows_behind_the_page(at_home):
-    first, second = (json.loads(task.record.read_text()) for task in run.plan("demo"))
-    (row,) = results.load_all().query("origin == 'own'")["id"]
+    first, second = (json.loads(task.record.read_text()) for task in plan("demo"))
+    (row,) = tables.all_rows().query("origin == 'own'")["id"]
     assert first["rows"] == [row] and second["rows"] == []
     assert not list(at_home[1].rglob("*.rows"))
 
@@ -120,7 +121,7 @@ def test_a_stale_page_stops_the_build(at_home, capsys):
     before = (folder / "07_two.ipynb").read_text()
     try:
         notebook(folder, "07_two", "07 Two, changed", DRAW)
-        with pytest.raises(pages.RenderError, match="07_two: stale"):
+        with pytest.raises(pages.PageError, match="07_two: stale"):
             site.build("demo")
         assert main(["docs"]) == 2
         assert capsys.readouterr().err.count("\n") == 1

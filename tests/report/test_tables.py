@@ -7,6 +7,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from thesis_lib.core import paths
+from thesis_lib.evaluation.thesis import STAGES, bars_of
 from thesis_lib.report import tables
 
 LABELS = [0, 0, 0, 1, 1, 1]
@@ -25,7 +26,7 @@ def rows(category="pad", configuration="abc", data="0123", scores=SCORES, **more
 
 
 def timed(factor=1.0):
-    stage_ms = dict(zip(tables.STAGES, (4 * factor, 3 * factor, 2 * factor, factor), strict=True))
+    stage_ms = dict(zip(STAGES, (4 * factor, 3 * factor, 2 * factor, factor), strict=True))
     return {"stage_ms": stage_ms, "total_ms": sum(stage_ms.values()), "spread": 0.05}
 
 
@@ -37,25 +38,25 @@ def timed(factor=1.0):
     ("3.18", "d_Ausgang = 7", 95.976, 10.594), ("3.20", "Avg.-P. k=3 s=1 p=1", 97.763, 22.1),
     ("4.5", "Bestes Modell FP32", 99.393, 149.199)])
 def test_bars_of_the_thesis(figure, label, auroc, total_ms):
-    bar = tables.thesis(figure).set_index("label").loc[label]
+    bar = bars_of(figure).set_index("label").loc[label]
     assert (bar["auroc_mvtec_pct"], bar["total_ms"]) == (auroc, total_ms)
 
 
 def test_figures_hold_their_own_bars_only():
-    assert tables.thesis("3.2")["bank"].tolist() == ["0.1%", "1000", "1%", "10%", "100%"]
-    assert tables.thesis("3.20")["backbone"].unique().tolist() == ["ResNet34"]
-    assert tables.thesis("3.2")["label"].is_unique
+    assert bars_of("3.2")["bank"].tolist() == ["0.1%", "1000", "1%", "10%", "100%"]
+    assert bars_of("3.20")["backbone"].unique().tolist() == ["ResNet34"]
+    assert bars_of("3.2")["label"].is_unique
 
 
 def test_stages_of_a_bar_add_up():
-    bars = pd.concat([tables.thesis(figure) for figure in ("3.2", "3.3", "3.4", "3.14")])
-    stages = bars[[f"{stage}_ms" for stage in tables.STAGES]].sum(axis=1)
+    bars = pd.concat([bars_of(figure) for figure in ("3.2", "3.3", "3.4", "3.14")])
+    stages = bars[[f"{stage}_ms" for stage in STAGES]].sum(axis=1)
     np.testing.assert_allclose(stages, bars["total_ms"], atol=2e-3)
 
 
 def test_unknown_figure_lists_those_there_are():
     with pytest.raises(KeyError, match=r"'3.1' has no bars; there are 3.11, .*3.20, .*4.5"):
-        tables.thesis("3.1")
+        bars_of("3.1")
 
 
 def test_summary_is_mean_interval_and_spread():
@@ -102,12 +103,12 @@ def test_a_bar_that_was_only_timed_says_what_it_needs():
     assert table.loc["1%", "measured ms"] == 10
     untimed = tables.beside("3.2", {}, labels=["1%"])
     assert untimed["weights"].tolist() == ["needs ImageNet weights"] and "thesis ms" not in untimed
-    halves = tables.panels("3.2", table, {"1%": timed(), DEFAULT: timed(2)}, "pad")
+    halves = tables.halves("3.2", table, {"1%": timed(), DEFAULT: timed(2)}, "pad")
     assert list(halves) == ["thesis, Fig. 3.2", "measured here, bars of Fig. 3.2"]
     thesis, measured = halves.values()
     assert thesis.loc["1%"].tolist() == pytest.approx([50.5632, 28.9203, 9.4515, 0.0304, 98.9949, 94.2969])
-    assert measured.loc[DEFAULT, list(tables.STAGES)].tolist() == [8, 6, 4, 2]
-    assert list(measured.columns) == [*tables.STAGES, "AUROC pad"]
+    assert measured.loc[DEFAULT, list(STAGES)].tolist() == [8, 6, 4, 2]
+    assert list(measured.columns) == [*STAGES, "AUROC pad"]
 
 
 def test_published_rows_are_summed_up_over_banks(monkeypatch):
@@ -119,7 +120,7 @@ def test_published_rows_are_summed_up_over_banks(monkeypatch):
 
     rows = [row(0, 0.9), row(1, 0.8, scaling="none"), row(0, 0.1, scaling="normalise"), row(0, 0.1, bank=50),
             row(0, 0.6, layers=[1]), row(0, 0.2) | {"origin": "own"}, row(0, 0.2) | {"method": "spade"}]
-    monkeypatch.setattr(tables.results, "load_all", lambda: pd.DataFrame(rows))
+    monkeypatch.setattr(tables, "all_rows", lambda: pd.DataFrame(rows))
     table = tables.published(["layers"], embedding="identity")
     assert table.loc[("screw", "imagenet", "2+3")].tolist() == pytest.approx([85, 80, 90, 2])
     assert table.loc[("screw", "imagenet", "1")].tolist() == pytest.approx([60, 60, 60, 1])
@@ -149,7 +150,7 @@ def test_stage_times_of_both():
     thesis = [48.7593, 31.0572, 5.1332, 0.0285, 84.9782]
     assert table.loc[(DEFAULT, "thesis")].tolist() == pytest.approx(thesis)
     assert table.loc[(DEFAULT, "measured")].tolist() == [4, 3, 2, 1, 10]
-    assert table.columns.tolist() == [*tables.STAGES, "total"]
+    assert table.columns.tolist() == [*STAGES, "total"]
 
 
 @pytest.mark.parametrize(("weights", "warned"), [("random", "Random weights"), ("bundled", "Bundled weights"),
@@ -191,13 +192,12 @@ def test_markdown_is_a_pipe_table():
 @pytest.fixture
 def two_rows(pad, small):
     """Rows of two detectors that differ in the bank alone, one of them timed."""
-    from thesis_lib.core import results
-    from thesis_lib.evaluation import scores
+    from thesis_lib.evaluation import scores, stage_times
     from thesis_lib.methods import PatchCore
     detectors = {bank: PatchCore(weights="random", layers=(1,), bank=bank) for bank in (20, 40)}
     rows = scores.evaluate_many(detectors, pad, small, seeds=2)
-    scores.measure_time(detectors[20], pad, small, pictures=1)
-    return rows, results.load_all().query("origin == 'own'")
+    stage_times.measure_time(detectors[20], pad, small, pictures=1)
+    return rows, tables.all_rows().query("origin == 'own'")
 
 
 def test_overview_has_a_line_per_configuration(two_rows):
@@ -229,10 +229,9 @@ def test_contrast_pairs_what_differs_in_one_parameter(two_rows):
 
 
 def test_overview_leaves_out_what_saw_fewer_test_pictures(two_rows, pad, small):
-    from thesis_lib.core import results
     from thesis_lib.evaluation import scores
     from thesis_lib.methods import PatchCore
     _, before = two_rows
     scores.evaluate(PatchCore(weights="random", layers=(1,), bank=30), pad.subset(0, 4), small, seeds=1)
-    every = results.load_all().query("origin == 'own'")
+    every = tables.all_rows().query("origin == 'own'")
     assert len(every) == len(before) + 1 and sorted(tables.overview(every)["bank"]) == [20, 40]

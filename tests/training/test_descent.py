@@ -1,6 +1,9 @@
 """The loop of all trainings: checkpoint, resume, refusals; and what the trained detectors share."""
 
 import json
+import re
+import subprocess
+import sys
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,15 +13,19 @@ import torch
 from torch import nn
 
 from thesis_lib.core import memory, paths
+from thesis_lib.core.errors import ThesisError
+from thesis_lib.core.parameters import parameter
+from thesis_lib.core.seeds import mixed
 from thesis_lib.data import Pictures
-from thesis_lib.evaluation import scores
-from thesis_lib.methods.base import Prediction, parameter
-from thesis_lib.methods.trained import Trained, fingerprint, held_out, standard
+from thesis_lib.evaluation import scores, stage_times
+from thesis_lib.methods.base import Prediction
+from thesis_lib.methods.trained import Trained, held_out, standard
+from thesis_lib.networks.torch_setup import check_torch_device
 from thesis_lib.training import descent
 from thesis_lib.training.descent import TrainingError, descend
 
 
-def fit_line(checkpoint, steps=12, rate=0.1, subject=None, seed=5, **options):
+def fit_line(checkpoint, steps=12, rate=0.1, subject=None, seed=5, code=None, **options):
     """y = 2 x + 1 from noisy points that each step draws."""
     torch.manual_seed(3)
     line = nn.Linear(1, 1)
@@ -31,7 +38,7 @@ def fit_line(checkpoint, steps=12, rate=0.1, subject=None, seed=5, **options):
         return {"fit": fit, "size": 0.01 * line.bias.abs().sum()}
 
     course = descend(line, [optimizer], losses, schedules=[schedule], steps=steps, seed=seed, checkpoint=checkpoint,
-                     subject=subject or {"rate": rate}, keep=(4, steps),
+                     subject=subject or {"rate": rate}, code=code or {"losses": "0"}, keep=(4, steps),
                      snapshot=lambda: {"weight": line.weight.detach().clone()}, **options)
     return line, course
 
@@ -63,7 +70,7 @@ def test_a_batch_of_many_grants_a_training_its_threads(tmp_path, monkeypatch, gr
 def test_another_seed_draws_other_numbers(tmp_path):
     """Of the steps, from the same first weights; torch's generator reads 32 bits of a seed and no more."""
     assert fit_line(tmp_path / "one", seed=1)[1].losses != fit_line(tmp_path / "two", seed=2)[1].losses
-    assert len({descent.mixed(seed, step) for seed in range(9) for step in range(99)}) == 9 * 99
+    assert len({mixed(seed, step) for seed in range(9) for step in range(99)}) == 9 * 99
 
 
 def test_a_finished_training_is_not_repeated(tmp_path, monkeypatch):
@@ -83,7 +90,7 @@ def test_the_global_generator_is_left_alone(tmp_path):
 
 def test_checkpoints_are_written_by_the_clock(tmp_path, monkeypatch):
     written = []
-    monkeypatch.setattr(descent, "_save", lambda path, subject, parts, course: written.append(course.step))
+    monkeypatch.setattr(descent, "_save", lambda path, subject, conditions, parts, course: written.append(course.step))
     fit_line(tmp_path / "c", every_s=0)
     assert written == list(range(1, 13))
     written.clear()
@@ -102,6 +109,78 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, spoil, message):
         fit_line(path)
 
 
+def made_by(path, **conditions):
+    """Write other conditions into a checkpoint, such as those of a machine that is not at hand."""
+    stored = torch.load(path, weights_only=True)
+    stored["conditions"] = json.dumps(json.loads(stored["conditions"]) | conditions)
+    torch.save(stored, path)
+
+
+@pytest.mark.parametrize(("before", "conditions", "told"), [
+    ({"code": {"losses": "1", "network": "0", "gone": "0"}}, {}, r"code \(gone, losses\)"),
+    ({"threads": "1"}, {}, r"threads \(1, now 2\)"),
+    ({}, {"torch_device": "cuda"}, r"torch device \(cuda, now cpu\)"),
+    ({}, {"versions": {"torch": "1.0"}}, r"versions of packages \(\{'torch': '1.0'\}, now \{.*'torch': .*\}\)"),
+    ({"code": {"losses": "1", "network": "0"}}, {"torch_device": "cuda", "threads": None},
+     r"code \(losses\) and torch device \(cuda, now cpu\) and threads \(None, now 2\)")])
+def test_a_checkpoint_made_under_other_conditions_is_not_taken_up(tmp_path, monkeypatch, caplog, before, conditions,
+                                                                  told):
+    """Its steps drew other numbers, so that one that was taken up would show."""
+    path, code = tmp_path / "c", {"losses": "0", "network": "0"}
+    monkeypatch.setenv("THESIS_TRAINING_THREADS", before.get("threads", "2"))
+    fit_line(path, limit=5, seed=99, code=before.get("code", code))
+    made_by(path, **conditions)
+    monkeypatch.setenv("THESIS_TRAINING_THREADS", "2")
+    fresh, course = fit_line(tmp_path / "fresh", code=code)
+    with caplog.at_level("INFO"):
+        part = fit_line(path, limit=3, code=code)[1]
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 1
+    assert re.fullmatch(rf"training: c was made by other {told}; training starts anew", warnings[0])
+    assert part.step == 3 and "going on" not in caplog.text
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        line, again = fit_line(path, code=code)
+    assert "c: going on after step 3" in caplog.text and "anew" not in caplog.text
+    assert torch.equal(line.weight, fresh.weight) and torch.equal(line.bias, fresh.bias)
+    assert again.losses == course.losses and len(again.losses["fit"]) == 12
+    assert torch.equal(again.kept[4]["weight"], course.kept[4]["weight"])
+
+
+def test_code_of_the_loop_itself_is_a_condition(tmp_path):
+    fit_line(tmp_path / "c", limit=1)
+    stored = json.loads(torch.load(tmp_path / "c", weights_only=True)["conditions"])
+    assert {"losses", "thesis_lib.training.descent", "thesis_lib.core.seeds"} <= set(stored["code"])
+    assert "torch" in stored["versions"]
+
+
+SAVES = """
+import sys, time
+from pathlib import Path
+import torch
+from thesis_lib.training import descent
+folder, number = Path(sys.argv[1]), int(sys.argv[2])
+network = torch.nn.Linear(200, 200)
+torch.nn.init.constant_(network.weight, number)
+(folder / f"ready{number}").touch()
+while len(list(folder.glob("ready*"))) < 2:
+    time.sleep(0.001)
+for step in range(300):
+    descent._save(folder / "made" / "c", {"rate": 1}, {}, {"network": network}, descent.Course(step=step))
+"""
+
+
+def test_two_processes_may_save_one_checkpoint_at_once(tmp_path):
+    """Each writes to a name of its own: one of them wins whole, neither breaks, nothing is left over."""
+    started = [subprocess.Popen([sys.executable, "-c", SAVES, str(tmp_path), str(number)], stderr=subprocess.PIPE,
+                                text=True) for number in (1, 2)]
+    errors = [process.communicate(timeout=120)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0], errors
+    assert [file.name for file in (tmp_path / "made").iterdir()] == ["c"]
+    stored = torch.load(tmp_path / "made" / "c", weights_only=True)
+    assert stored["course"]["step"] == 299 and stored["network"]["weight"].unique().tolist() in ([1.0], [2.0])
+
+
 def test_numbers_that_run_away_are_named_and_not_stored(tmp_path):
     with pytest.raises(TrainingError, match=r"training: the loss fit of step \d+ is not finite"):
         fit_line(tmp_path / "c", rate=1e30)
@@ -113,13 +192,15 @@ def test_damaged_weights_never_reach_a_checkpoint(tmp_path):
     before = (tmp_path / "c").read_bytes()
     nn.init.constant_(line.weight, float("nan"))
     with pytest.raises(TrainingError, match="step 3: the weights are not finite"):
-        descent._save(tmp_path / "c", {}, {"network": line}, course)
+        descent._save(tmp_path / "c", {}, {}, {"network": line}, course)
     assert (tmp_path / "c").read_bytes() == before
 
 
-def test_the_device_is_named():
-    with pytest.raises(TrainingError, match="device=abacus"):
-        descent.check_device("abacus")
+def test_the_torch_device_is_named(tmp_path):
+    for call in (lambda: check_torch_device("abacus"), lambda: fit_line(tmp_path / "c", torch_device="abacus")):
+        with pytest.raises(ThesisError, match="torch_device=abacus: needs cpu, or cuda"):
+            call()
+    assert not (tmp_path / "c").exists()
 
 
 @dataclass(kw_only=True)
@@ -127,16 +208,10 @@ class Darkness(Trained):
     """Learns the mean picture; what is brighter anywhere is anomalous."""
 
     steps: int = parameter(8, "steps")
-    backbone: str = parameter("resnet18", "network")
     layers: tuple[int, ...] = parameter((1,), "levels")
     weights: str = parameter("random", "weights")
-    engine: str = parameter("eager", "engine")
-    calibration: int = parameter(1, "pictures")
 
     name: ClassVar[str] = "darkness"
-
-    def __post_init__(self):
-        self._check_training()
 
     def architecture(self):
         return nn.ModuleDict({"mean": nn.Conv2d(3, 1, 1)})
@@ -148,7 +223,7 @@ class Darkness(Trained):
         return self.steps
 
     def gather(self, maps):
-        return memory.on_disk(iter(maps.images))
+        return memory.on_disk(maps.pictures())
 
     def prepare(self, collected):
         return {"offset": torch.tensor(0.5)}
@@ -216,7 +291,7 @@ def test_rows_hold_last_and_best_on_test(pad, small, tmp_path):
     assert one["image_auroc"] == one["training.image_auroc"][-1] <= one["training.best_on_test"]
     assert len(one["training.losses.square"]) == len(one["training.loss_steps"]) == 8
     json.dumps(one["training.losses.square"])
-    assert scores.measure_time(Darkness(), pad, small, pictures=1)["stage_ms"].keys() == {"extraction", "score"}
+    assert stage_times.measure_time(Darkness(), pad, small, pictures=1)["stage_ms"].keys() == {"extraction", "score"}
 
 
 @pytest.mark.parametrize(("options", "message"), [
@@ -234,13 +309,6 @@ def test_a_row_names_the_precision_that_auto_has_chosen(monkeypatch, units, expe
     chosen = Darkness(precision="auto")
     assert chosen.parameters(identity_only=True)["precision"] == expected == chosen.precision
     assert Darkness(precision="float32").precision == "float32"
-
-
-def test_fingerprint_sees_every_number():
-    values = np.zeros((3, 4), np.float32)
-    before = fingerprint(values)
-    values[2, 3] = 1
-    assert fingerprint(values) != before == fingerprint(np.zeros((3, 4), np.float32))
 
 
 @pytest.mark.parametrize(("count", "share", "held"), [

@@ -10,6 +10,7 @@ from safetensors import safe_open
 
 from pretraining.pdn import main
 from thesis_lib import data
+from thesis_lib.core.preprocess import DataError
 from thesis_lib.networks import backbones
 from thesis_lib.networks.pdn import PDN
 from thesis_lib.patches.embedding import Original
@@ -68,7 +69,7 @@ def test_a_folder_is_known_by_its_pictures(photographs, tmp_path):
 @pytest.mark.parametrize("name", ["imagenet", "empty"])
 def test_a_source_that_is_none_is_named(name, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(data.DataError, match=f"{name}: (is no source|holds no pictures)"):
+    with pytest.raises(DataError, match=f"{name}: (is no source|holds no pictures)"):
         sources.parse(name if name == "imagenet" else str(tmp_path / "empty"), 64, 1)
 
 
@@ -134,7 +135,7 @@ def test_the_network_comes_closer_to_the_target(tmp_path):
         return {"distance": (network(images) - images.sum(1, keepdim=True)).square().mean()}
 
     course = distillation.distil(network, losses, One(), steps=60, rate=0.1, decay=0.0, seed=0,
-                                 checkpoint=tmp_path / "c", subject={})
+                                 checkpoint=tmp_path / "c", subject={}, code={})
     assert course.losses["distance"][-1] < 0.05 * course.losses["distance"][0]
 
 

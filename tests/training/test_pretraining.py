@@ -181,7 +181,7 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    (["--threads=-1"], "threads=-1"), (["--device=abacus"], "device=abacus"),
+    (["--threads=-1"], "threads=-1"), (["--torch-device=abacus"], "torch_device=abacus"),
     (["--steps=1"], "steps=1"), (["--side=16"], "side=16"), (["--classes=25"], "multiple of 12"),
     (["--batch=7"], "batch=7"), (["--precision=half"], "precision=half"), (["--rate=1e30"], "not finite")])
 def test_wrong_options_are_named(tmp_path, capsys, options, message):

@@ -48,9 +48,9 @@ def scratch_folder() -> tempfile.TemporaryDirectory:
 
 def digest(content: str | bytes | np.ndarray) -> str:
     """SHA-256 of a text, of bytes, or of all numbers of an array, in 64 hexadecimal digits."""
-    if isinstance(content, str):
-        content = content.encode()
-    return hashlib.sha256(content if isinstance(content, bytes) else np.ascontiguousarray(content)).hexdigest()
+    if isinstance(content, np.ndarray):
+        return hashlib.sha256(np.ascontiguousarray(content).data).hexdigest()
+    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
 
 
 def digest_of(file: Path) -> str:

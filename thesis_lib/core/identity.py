@@ -49,19 +49,22 @@ def versions(*roots: str) -> dict[str, str | None]:
     """Versions of the packages that these modules compute with. ONNX Runtime counts where an engine uses it: see
     `engines.record`.
     """
-    imported = set().union(*(_parsed(module).packages for module in modules(*roots)))
+    imported: set[str] = set()
+    for module in modules(*roots):
+        imported |= _parsed(module).packages
     return {PACKAGES[name]: version_of(PACKAGES[name]) for name in sorted(imported)}
 
 
 def modules(*roots: str) -> list[str]:
     """The roots and what they import within their own packages, directly and further on, sorted."""
-    found, waiting = set(), list(roots)
+    reached: set[str] = set()
+    waiting = list(roots)
     while waiting:
         module = waiting.pop()
-        if module not in found and module not in NEUTRAL:
-            found.add(module)
+        if module not in reached and module not in NEUTRAL:
+            reached.add(module)
             waiting += _parsed(module).imports
-    return sorted(found)
+    return sorted(reached)
 
 
 def imports(source: str) -> list[str]:
@@ -74,33 +77,36 @@ def steps(kind: type, names: Iterable[str]) -> dict[str, str]:
 
     Counted are the methods, what they name in their own module or of `self`, and the modules they take names from.
     """
-    own: dict[str, dict[str, str]] = {}         # module -> definition -> hash
-    taken, waiting = set(), [name for name in names if _owner(kind, name)]
-    asked = [(_owner(kind, name), name) for name in waiting]
-    while asked:
-        owner, name = asked.pop()
-        module, parsed = owner.__module__, _parsed(owner.__module__)
-        label = f"{owner.__name__}.{name}"
-        if label in own.setdefault(module, {}):
+    counted: dict[str, dict[str, str]] = {}     # module -> definition -> hash
+    whole: set[str] = set()                     # modules that names come from: they count as they are
+    waiting: list[tuple[str, str]] = []         # (module, definition) still to be read
+
+    def ask(method: str) -> None:
+        """A method or property of the class, wherever it inherits it from."""
+        if (owner := _owner(kind, method)) is not None:
+            waiting.append((owner.__module__, f"{owner.__name__}.{method}"))
+
+    for name in names:
+        ask(name)
+    while waiting:
+        # 1. A definition counts once, by its own code.
+        module, label = waiting.pop()
+        parsed = _parsed(module)
+        if label in counted.setdefault(module, {}) or label not in parsed.definitions:      # a field is no definition
             continue
-        node = parsed.definitions.get(label)
-        if node is None:                        # a field, set by a parameter
-            continue
-        own[module][label] = _hash(_canonical(node))
-        # Names of the module are followed as far as they lead.
-        named = [node]
-        while named:
-            for part in ast.walk(named.pop()):
-                if isinstance(part, ast.Attribute) and isinstance(part.value, ast.Name) and part.value.id == "self":
-                    if other := _owner(kind, part.attr):
-                        asked.append((other, part.attr))
-                elif isinstance(part, ast.Name) and part.id in parsed.origins:
-                    taken.add(parsed.origins[part.id])
-                elif isinstance(part, ast.Name) and part.id in parsed.definitions and part.id not in own[module]:
-                    own[module][part.id] = _hash(_canonical(parsed.definitions[part.id]))
-                    named.append(parsed.definitions[part.id])
-    whole = code(*(module for module in taken if module not in own))
-    return whole | {module: _hash(json.dumps(parts, sort_keys=True)) for module, parts in own.items() if parts}
+        definition = parsed.definitions[label]
+        counted[module][label] = _hash(_canonical(definition))
+        # 2. What it names: methods of `self`; names from elsewhere, whose modules count; names of its own module.
+        for node in ast.walk(definition):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self":
+                ask(node.attr)
+            elif isinstance(node, ast.Name) and node.id in parsed.origins:
+                whole.add(parsed.origins[node.id])
+            elif isinstance(node, ast.Name):
+                waiting.append((module, node.id))
+    # 3. One hash for each module of which only parts count; the other modules by all of their code and imports.
+    parts = {module: _hash(json.dumps(hashes, sort_keys=True)) for module, hashes in counted.items() if hashes}
+    return code(*(whole - set(parts))) | parts
 
 
 def unlike(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
@@ -111,28 +117,37 @@ def unlike(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
 class _Parsed:
     """One module: hash of its code, what it imports, and its definitions by name."""
 
-    def __init__(self, tree: ast.Module, module: str):
-        own = {"thesis_lib", module.partition(".")[0]}
+    def __init__(self, tree: ast.Module, module: str) -> None:
+        followed = {"thesis_lib", module.partition(".")[0]}     # top packages whose modules count by their code
         self.hash = _hash(_canonical(tree))
-        self.packages: set[str] = set()
-        self.origins: dict[str, str] = {}       # name -> module of thesis_lib that it comes from
+        self.packages: set[str] = set()         # of PACKAGES, that it imports
+        self.imports: set[str] = set()          # modules of its own package and of thesis_lib
+        self.origins: dict[str, str] = {}       # name -> the one of these that it comes from
         for target, name, bound in _imported(tree, module):
-            if target.partition(".")[0] in own:
+            top = target.partition(".")[0]
+            if top in followed:
                 self.origins[bound] = _defining(target, name)
-            elif target.partition(".")[0] in PACKAGES:
-                self.packages.add(target.partition(".")[0])
-        self.imports = sorted(set(self.origins.values()))
+                self.imports.add(self.origins[bound])
+            elif top in PACKAGES:
+                self.packages.add(top)
 
         self.definitions: dict[str, ast.AST] = {}
         for node in tree.body:
             for name in _bound(node):
                 self.definitions[name] = node
             if isinstance(node, ast.ClassDef):
-                self.definitions |= {f"{node.name}.{name}": part for part in node.body for name in _bound(part)
-                                     if not isinstance(part, ast.AnnAssign)}
+                self._define_methods(node)
+
+    def _define_methods(self, kind: ast.ClassDef) -> None:
+        """What a class defines, but for its fields: those are set by a parameter."""
+        for part in kind.body:
+            if not isinstance(part, ast.AnnAssign):
+                for name in _bound(part):
+                    self.definitions[f"{kind.name}.{name}"] = part
 
 
 def _parsed(module: str) -> _Parsed:
+    """The module as it stands in its file now."""
     file = _file(module)
     if file is None:                            # of a class that was typed in
         return _Parsed(ast.parse(""), module)
@@ -211,9 +226,14 @@ def _owner(kind: type, name: str) -> type | None:
 
 
 def _bound(node: ast.AST) -> list[str]:
+    """Names that a statement defines: of a function, a class, or variables."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return [node.name]
-    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    targets: list[ast.expr] = []
+    if isinstance(node, ast.Assign):
+        targets = node.targets
+    elif isinstance(node, ast.AnnAssign):
+        targets = [node.target]
     return [part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)]
 
 
@@ -235,10 +255,12 @@ def _canonical(node: object) -> str:
 
 
 def _joined(values: list[ast.expr]) -> list[ast.expr]:
+    """The parts of an f-string, neighbouring texts put together and empty ones left out."""
     pieces: list[ast.expr] = []
     for value in values:
-        if isinstance(value, ast.Constant) and pieces and isinstance(pieces[-1], ast.Constant):
-            pieces[-1] = ast.Constant(f"{pieces[-1].value}{value.value}")
+        before = pieces[-1] if pieces else None
+        if isinstance(value, ast.Constant) and isinstance(before, ast.Constant):
+            pieces[-1] = ast.Constant(f"{before.value!s}{value.value!s}")       # both are texts
         elif not (isinstance(value, ast.Constant) and value.value == ""):
             pieces.append(value)
     return pieces

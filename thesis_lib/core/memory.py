@@ -47,7 +47,8 @@ def peak_gb(children: bool = False) -> float:
 
 def on_disk(batches: "Iterable[torch.Tensor]") -> np.memmap:
     """The rows of all batches (b, ...) as one array (n, ...) float32 in an unnamed file, gone when it is let go of."""
-    n, shape = 0, ()
+    n = 0
+    shape: tuple[int, ...] = ()         # of one row
     with files.unnamed() as file:
         for batch in batches:
             file.write(batch.contiguous().numpy().data)
@@ -65,10 +66,10 @@ def release(array: np.ndarray) -> None:
         mapping.madvise(mmap.MADV_DONTNEED)
 
 
-def _group_limits(own: Path = Path("/proc/self/cgroup")) -> Iterator[int]:
+def _group_limits(listing: Path = Path("/proc/self/cgroup")) -> Iterator[int]:
     """Limits in bytes of the control groups that this process is in, its own and those above; version 1 and 2."""
     try:
-        lines = own.read_text().splitlines()
+        lines = listing.read_text().splitlines()
     except OSError:
         return
     for line in lines:

@@ -11,15 +11,17 @@ def nearest(vectors: np.ndarray, bank: np.ndarray, k: int = 1) -> tuple[np.ndarr
     One matrix product, |m|^2 - 2 xm, picks the rows; their distances are then written out, since that form cancels
     where they are small.
     """
-    norms, step = np.einsum("md,md->m", bank, bank), max(1, BLOCK // max(len(bank), k * bank.shape[1]))
+    norms = np.einsum("md,md->m", bank, bank)                                   # |m|^2, (M,)
+    step = max(1, BLOCK // max(len(bank), k * bank.shape[1]))                   # q, queries at a time
     squared = np.empty((len(vectors), k), dtype=np.float32)
     rows = np.empty((len(vectors), k), dtype=np.int64)
     for start in range(0, len(vectors), step):
         x = vectors[start:start + step]
-        partial = norms - 2 * (x @ bank.T)                                      # (q, M)
-        found = partial.argmin(1)[:, None] if k == 1 else np.argpartition(partial, k - 1, axis=1)[:, :k]
-        exact = np.square(x[:, None] - bank[found]).sum(axis=2)                 # (q, k)
+        partial = norms - 2 * (x @ bank.T)                                      # |x - m|^2 without |x|^2, (q, M)
+        # Rows of the bank, (q, k), in no order yet.
+        picked = partial.argmin(1)[:, None] if k == 1 else np.argpartition(partial, k - 1, axis=1)[:, :k]
+        exact = np.square(x[:, None] - bank[picked]).sum(axis=2)                # (q, k)
         order = exact.argsort(axis=1, kind="stable")
         squared[start:start + step] = np.take_along_axis(exact, order, axis=1)
-        rows[start:start + step] = np.take_along_axis(found, order, axis=1)
+        rows[start:start + step] = np.take_along_axis(picked, order, axis=1)
     return squared, rows

@@ -3,9 +3,12 @@
 import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from thesis_lib.core.errors import ThesisError
+
+if TYPE_CHECKING:       # no module, only what type checkers know
+    from _typeshed import DataclassInstance
 
 
 def parameter(default: Any, help: str, *, identity: bool = True, neutral: bool = False, features: bool = False) -> Any:
@@ -20,12 +23,12 @@ def parameter(default: Any, help: str, *, identity: bool = True, neutral: bool =
                                             "features": features})
 
 
-def values(record: Any) -> dict[str, Any]:
+def values(record: "DataclassInstance") -> dict[str, Any]:
     """Effective value of every field of a dataclass, as a result row stores them."""
     return {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
 
 
-def deciding(kind: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+def deciding(kind: "DataclassInstance | type[DataclassInstance]", given: Mapping[str, Any]) -> dict[str, Any]:
     """What an identity is made of: the given values of a dataclass but the neutral ones that have their default."""
     neutral = {f.name: f.default for f in dataclasses.fields(kind) if f.metadata.get("neutral")}
     return {name: value for name, value in given.items() if name not in neutral or value != neutral[name]}
@@ -37,21 +40,21 @@ def one_of(name: str, value: str, known: Iterable[str]) -> None:
         raise ThesisError(f"{name}={value!r}: needs one of {', '.join(known)}")
 
 
-def at_least(record: Any, least: float, *names: str) -> None:
+def at_least(record: object, least: float, *names: str) -> None:
     """ThesisError for the first of these parameters that is below."""
     for name in names:
         if not getattr(record, name) >= least:
             raise ThesisError(f"{name}={getattr(record, name)}: needs at least {least}")
 
 
-def above(record: Any, bound: float, *names: str) -> None:
+def above(record: object, bound: float, *names: str) -> None:
     """ThesisError for the first of these parameters that is not above."""
     for name in names:
         if not getattr(record, name) > bound:
             raise ThesisError(f"{name}={getattr(record, name)}: needs a number above {bound}")
 
 
-def share(record: Any, *names: str) -> None:
+def share(record: object, *names: str) -> None:
     """ThesisError for the first of these parameters that is not from 0 up to less than 1."""
     for name in names:
         if not 0 <= getattr(record, name) < 1:

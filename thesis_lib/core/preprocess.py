@@ -1,4 +1,7 @@
-"""From a picture's file to what a network sees. Runs without torch, on a device, too."""
+"""From a picture's file to what a network sees: a path goes in, an array (3, H, W) or a mask (H, W) comes out.
+
+Runs without torch, on a device, too.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +24,8 @@ class DataError(ThesisError):
 
 @dataclass(frozen=True)
 class Sample:
+    """One picture of a category on disk, not opened yet."""
+
     path: Path
     split: str                  # "train" or "test": decides what may reach `fit`
     defect: str                 # name of the folder, "good" for a nominal picture
@@ -61,10 +66,12 @@ class Preprocess:
         return self.crop or self.image_size
 
     def geometry(self, image: Image.Image, interpolation: str) -> Image.Image:
+        """Resized, and the centre cropped out of it: side x side pixels."""
         size = (self.image_size, self.image_size)
         if self.resize == "short_side":
             scale = self.image_size / min(image.size)
-            size = tuple(max(self.image_size, round(side * scale)) for side in image.size)
+            width, height = (max(self.image_size, round(side * scale)) for side in image.size)
+            size = (width, height)
         image = image.resize(size, INTERPOLATIONS[interpolation])
         left, top = (image.width - self.side) // 2, (image.height - self.side) // 2
         return image.crop((left, top, left + self.side, top + self.side))
@@ -72,7 +79,7 @@ class Preprocess:
     def array(self, path: Path) -> np.ndarray:
         """(3, H, W) float32, ImageNet-normalised."""
         pixels = np.array(self.geometry(read_rgb(path), self.interpolation), dtype=np.float32) / 255
-        normalised = (pixels - np.float32(IMAGENET_MEAN)) / np.float32(IMAGENET_STD)
+        normalised = (pixels - np.array(IMAGENET_MEAN, np.float32)) / np.array(IMAGENET_STD, np.float32)
         return np.ascontiguousarray(normalised.transpose(2, 0, 1))
 
     def mask(self, sample: Sample) -> np.ndarray:
@@ -83,7 +90,8 @@ class Preprocess:
         if picture.size != mask.size:
             raise DataError(f"{sample.mask}: mask is {mask.width}x{mask.height}, its picture {sample.path.name} "
                             f"{picture.width}x{picture.height} pixels; both must be the same")
-        values = np.array(mask if len(mask.getbands()) == 1 and mask.mode != "P" else mask.convert("RGB"))
+        plain = len(mask.getbands()) == 1 and mask.mode != "P"      # its values are no places in a palette
+        values = np.array(mask if plain else mask.convert("RGB"))
         defect = values > 0 if values.ndim == 2 else (values > 0).any(axis=2)
         binary = Image.fromarray(defect.astype(np.uint8))
         return np.array(self.geometry(binary, "nearest"), dtype=bool)

@@ -20,35 +20,35 @@ def row_id(kind: str, subject: Mapping[str, Any]) -> str:
 
     Where the subject has the id of a configuration, that counts in place of all that it was made of.
     """
-    told = TOLD if "configuration" in subject else ()
-    deciding = {"kind": kind} | {name: value for name, value in subject.items() if name not in told}
+    implied = TOLD if "configuration" in subject else ()
+    deciding = {"kind": kind} | {name: value for name, value in subject.items() if name not in implied}
     return files.digest(json.dumps(deciding, sort_keys=True, default=list))[:12]
 
 
 def find(kind: str, subject: Mapping[str, Any]) -> Row | None:
     """The finished row of this subject, measured on this machine, or None. ThesisError names a damaged file."""
-    found = list(paths.results().glob(f"*-{row_id(kind, subject)}.json"))
-    return _noted(_only_row(found[0])) if found else None
+    stored = list(paths.results().glob(f"*-{row_id(kind, subject)}.json"))
+    return _noted(_only_row(stored[0])) if stored else None
 
 
 def files_of(ids: Iterable[str]) -> list[Path]:
     """Where the rows of these ids lie, sorted by name. KeyError with the first that is not there."""
-    there = {file.stem.rpartition("-")[2]: file for file in paths.results().glob("*.json")}
-    return sorted(there[row] for row in ids)
+    by_id = {file.stem.rpartition("-")[2]: file for file in paths.results().glob("*.json")}
+    return sorted(by_id[row] for row in ids)
 
 
 def save(kind: str, subject: Mapping[str, Any], values: Mapping[str, Any]) -> Row:
     """Write the row atomically with its stamp and return it: subject and values side by side, no nesting added."""
-    made = make_row(kind, subject, values, stamp())
-    files.write(path_of(made), line(made))
-    return _noted(made)         # exactly what `find` will give back
+    row = make_row(kind, subject, values, stamp())
+    files.write(path_of(row), line(row))
+    return _noted(row)          # exactly what `find` will give back
 
 
 def make_row(kind: str, subject: Mapping[str, Any], values: Mapping[str, Any], measured_with: Mapping[str, Any]) -> Row:
     """A finished row with its stamp, in JSON's types; not stored."""
-    made = {"kind": kind, "id": row_id(kind, subject), **subject, **values,
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"), "stamp": measured_with}
-    return json.loads(json.dumps(made, default=list))
+    row = {"kind": kind, "id": row_id(kind, subject), **subject, **values,
+           "finished": datetime.now(UTC).isoformat(timespec="seconds"), "stamp": measured_with}
+    return json.loads(json.dumps(row, default=list))
 
 
 def path_of(row: Row) -> Path:
@@ -64,14 +64,14 @@ def line(row: Row) -> str:
 def read(file: Path) -> list[Row]:
     """The rows of a file, one a line. ThesisError names a file that holds something else."""
     try:
-        found = [json.loads(part) for part in file.read_text(encoding="utf-8").splitlines()]
-        if not found:
+        rows = [json.loads(text) for text in file.read_text(encoding="utf-8").splitlines()]
+        if not rows:
             raise ValueError("empty")
-        for row in found:
+        for row in rows:
             row["kind"], row["stamp"]
     except (ValueError, KeyError, TypeError) as error:      # ValueError: no JSON, no UTF-8
         raise ThesisError(f"{file}: not a result row ({error}); delete it and measure again") from error
-    return found
+    return rows
 
 
 def note(ids: Iterable[str]) -> None:
@@ -79,11 +79,12 @@ def note(ids: Iterable[str]) -> None:
     themselves; a notebook that reads all rows says which of them it shows. Rows that are not of this machine are no
     files here and are left out.
     """
-    own = {file.stem.rpartition("-")[2] for file in paths.results().glob("*.json")}
-    _note(row for row in ids if row in own)
+    measured_here = {file.stem.rpartition("-")[2] for file in paths.results().glob("*.json")}
+    _note(row for row in ids if row in measured_here)
 
 
 def _noted(row: Row) -> Row:
+    """The row, its id noted."""
     _note([row["id"]])
     return row
 
@@ -100,10 +101,11 @@ def _only_row(file: Path) -> Row:
 
 
 def _slug(kind: str, subject: Mapping[str, Any]) -> str:
-    p = subject["parameters"]
-    parts = [kind, subject["method"], subject["category"], p.get("backbone"),
-             "L" + "".join(map(str, p["layers"])) if "layers" in p else None,
-             None if p.get("engine") == "eager" else p.get("engine"),
-             p.get("embedding"), f"bank{p['bank']}" if "bank" in p else None,
+    """What a reader of file names looks for; the id after it is what makes them unique."""
+    given = subject["parameters"]
+    parts = [kind, subject["method"], subject["category"], given.get("backbone"),
+             "L" + "".join(map(str, given["layers"])) if "layers" in given else None,
+             None if given.get("engine") == "eager" else given.get("engine"),
+             given.get("embedding"), f"bank{given['bank']}" if "bank" in given else None,
              None if subject.get("seed") is None else f"s{subject['seed']}"]
     return "-".join(str(part) for part in parts if part is not None).replace("%", "pct").replace("/", "_")

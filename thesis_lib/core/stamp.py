@@ -65,7 +65,7 @@ def show(threads: Mapping[str, int] | None = None) -> None:
 
 
 def _commit() -> str | None:
-    def git(*arguments):
+    def git(*arguments: str) -> str:
         return subprocess.run(["git", "-C", str(paths.root()), *arguments],
                               capture_output=True, text=True, check=True).stdout.strip()
     try:
@@ -76,7 +76,8 @@ def _commit() -> str | None:
 
 
 def cpu_model() -> str | None:
-    fields = {}
+    """Name of the processor, of a Raspberry Pi that of its board."""
+    fields: dict[str, str] = {}
     for line in (_read("/proc/cpuinfo") or "").splitlines():
         key, _, value = line.partition(":")
         fields.setdefault(key.strip(), value.strip())

@@ -1,7 +1,10 @@
-"""The thesis' timing protocol (sec. 3.4.1): a clock between the stages, warm-ups, repetitions, means of means."""
+"""The thesis' timing protocol (sec. 3.4.1): a clock between the stages, warm-ups, repetitions, means of means.
+
+In go named stages, callables that pass on what they make of their input, and batches of images; out come raw seconds.
+"""
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +13,7 @@ import numpy as np
 from thesis_lib.core import memory
 from thesis_lib.core.errors import ThesisError
 
+Stage = Callable[[Any], Any]
 SPREAD_LIMIT = 0.10     # interquartile range over median above which a measurement is flagged
 
 
@@ -50,18 +54,24 @@ class Timing:
                 "peak_memory_gb": memory.peak_gb(), "raw_s": np.round(self.seconds, 7).tolist()}
 
 
-def protocol(stages: Mapping[str, Callable], images: Iterable, *, warmup: int = 3, repeats: int = 5,
+def protocol(stages: Mapping[str, Stage], images: Iterable[Any], *, warmup: int = 3, repeats: int = 5,
              threads: int) -> Timing:
     """Walk the stages over images, each a batch, usually of one. Reading and resizing is not timed.
 
     threads is what the caller has set; it is only noted.
+
+    >>> pictures = np.zeros((7, 1, 32))         # seven batches of one picture
+    >>> protocol({"square": np.square, "sum": np.sum}, pictures, repeats=5, threads=1).seconds.shape
+    (7, 5, 2)
     """
     if warmup < 0 or repeats < 1:
         raise ThesisError(f"warmup={warmup}, repeats={repeats}: needs warmup >= 0 and repeats >= 1")
-    seconds, first = [], None
+    seconds: list[list[list[float]]] = []       # [image][repeat][stage]
+    first: float | None = None
     for batch in images:
         if first is None:
-            first, size = float(sum(_walk(stages.values(), batch))), len(batch)
+            cold = _walk(stages.values(), batch)
+            first, size = float(sum(cold)), len(batch)
         for _ in range(warmup):
             _walk(stages.values(), batch)
         seconds.append([_walk(stages.values(), batch) for _ in range(repeats)])
@@ -70,7 +80,7 @@ def protocol(stages: Mapping[str, Callable], images: Iterable, *, warmup: int = 
     return Timing(tuple(stages), np.array(seconds), first, size, threads)
 
 
-def interleaved(calls: Mapping[str, Callable], x: Any, *, rounds: int = 20, warmup: int = 1,
+def interleaved(calls: Mapping[str, Stage], x: Any, *, rounds: int = 20, warmup: int = 1,
                 seed: int = 0) -> dict[str, np.ndarray]:
     """Seconds (rounds,) of each call on x, one after the other in a new order every round.
 
@@ -89,7 +99,7 @@ def interleaved(calls: Mapping[str, Callable], x: Any, *, rounds: int = 20, warm
     return seconds
 
 
-def _walk(stages: Sequence, x) -> list[float]:
+def _walk(stages: Iterable[Stage], x: Any) -> list[float]:
     """Seconds per stage of one pass: one more time stamp than stages."""
     stamps = [time.perf_counter()]
     for stage in stages:

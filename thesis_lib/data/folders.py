@@ -1,6 +1,6 @@
 """Pictures on disk in the layout of MVTec AD: root/category/{train/good, test/<defect>, ground_truth/<defect>}.
 
-Masks are optional.
+The name or path of a folder goes in, a `Category` of samples comes out. Masks are optional.
 """
 
 import hashlib
@@ -21,6 +21,8 @@ log = logging.getLogger("thesis_lib")
 
 @dataclass(frozen=True)
 class Category:
+    """The pictures of one category: `train` holds nominal ones alone, `test` both kinds."""
+
     name: str
     train: tuple[Sample, ...]
     test: tuple[Sample, ...]
@@ -40,12 +42,17 @@ class Category:
         """At most so many pictures, evenly spaced, of each label in proportion; 0 keeps all."""
         if train < 0 or test < 0:
             raise DataError(f"train={train}, test={test} pictures: each needs a number, or 0 for all")
-        good, bad = ([sample for sample in self.test if sample.label == label] for label in (0, 1))
-        n_good = round(test * len(good) / len(self.test)) if test and self.test else 0
-        if test > 1 and good and bad:
-            n_good = min(max(n_good, 1), test - 1)
-        chosen = evenly(good, n_good)[:n_good] + evenly(bad, test - n_good)[:test - n_good] if test else self.test
-        return replace(self, train=tuple(evenly(self.train, train)), test=tuple(chosen))
+        nominal = [sample for sample in self.test if sample.label == 0]
+        anomalous = [sample for sample in self.test if sample.label == 1]
+        chosen = self.test
+        if test:
+            n_nominal = round(test * len(nominal) / len(self.test)) if self.test else 0
+            if test > 1 and nominal and anomalous:
+                n_nominal = min(max(n_nominal, 1), test - 1)
+            n_anomalous = test - n_nominal
+            # The cuts are for 0, where `evenly` takes all.
+            chosen = (*evenly(nominal, n_nominal)[:n_nominal], *evenly(anomalous, n_anomalous)[:n_anomalous])
+        return replace(self, train=tuple(evenly(self.train, train)), test=chosen)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -53,7 +60,8 @@ class Category:
 
         Raises DataError when a test picture is a copy of a training picture: a score on it proves nothing.
         """
-        digest, trained = hashlib.sha256(), {}
+        digest = hashlib.sha256()
+        trained: dict[bytes, Path] = {}         # hash of a training picture -> where it lies
         for sample in self.train + self.test:
             content = hashlib.sha256(_bytes(sample.path)).digest()
             if sample.split == "train":
@@ -94,12 +102,12 @@ def categories(root: str | Path) -> list[str]:
 def some_categories(root: str | Path) -> list[str]:
     """`categories`; where there is none DataError says what the folder is and what it needs."""
     folder = resolve(root)
-    if found := categories(folder):
-        return found
+    if names := categories(folder):
+        return names
     if _pictures(folder / "train" / "good"):
         raise DataError(f"{folder}: is a category itself; give the folder above it, {folder.parent}")
-    here = len(_pictures(folder))
-    raise DataError(f"{folder}: holds no category" + (f", but {here} pictures" if here else "") +
+    loose = len(_pictures(folder))
+    raise DataError(f"{folder}: holds no category" + (f", but {loose} pictures" if loose else "") +
                     "; good parts belong into part/train/good below it, pictures to look at into part/test/good and "
                     "part/test/defect (any names for part and defect)")
 
@@ -114,12 +122,15 @@ def scan(root: str | Path, category: str) -> Category:
         raise DataError(f"{folder / 'train' / 'good'}: no pictures ({', '.join(sorted(SUFFIXES))}); "
                         "nominal training pictures belong there")
     test_folder = folder / "test"
-    defects = sorted(entry.name for entry in test_folder.iterdir() if entry.is_dir()) if test_folder.is_dir() else []
+    defects: list[str] = []
+    if test_folder.is_dir():
+        defects = sorted(entry.name for entry in test_folder.iterdir() if entry.is_dir())
     test = []
     for defect in defects:
-        masks = {file.stem.removesuffix("_mask"): file for file in _pictures(folder / "ground_truth" / defect)}
-        test += [Sample(file, "test", defect, masks.get(file.stem) if defect != "good" else None)
-                 for file in _pictures(test_folder / defect)]
+        masks: dict[str, Path] = {}             # name of the picture, without its ending -> its mask
+        if defect != "good":
+            masks = {file.stem.removesuffix("_mask"): file for file in _pictures(folder / "ground_truth" / defect)}
+        test += [Sample(file, "test", defect, masks.get(file.stem)) for file in _pictures(test_folder / defect)]
     return Category(category, tuple(train), tuple(test))
 
 
@@ -129,28 +140,30 @@ def verify(root: str | Path) -> pd.DataFrame:
     Opens every picture and mask, so a truncated one is found here and not in the middle of a run.
     """
     expected = pd.read_csv(paths.reference() / "thesis_table_2_1.csv").set_index("category_en")
-    found = categories(root)
+    on_disk = categories(root)
     # Any MVTec AD category makes it MVTec AD: then what is missing of the fifteen is listed, too.
-    names = list(expected.index[:-1]) if set(found) & set(expected.index) else []
+    names = list(expected.index[:-1]) if set(on_disk) & set(expected.index) else []
     rows = []
-    for name in names + [name for name in found if name not in names]:
+    for name in names + [name for name in on_disk if name not in names]:
         row = {"category": name, "train": 0, "test_good": 0, "test_defective": 0, "masks": 0, "problems": "not on disk"}
-        if name in found:
+        if name in on_disk:
             category = scan(root, name)
             row |= {"train": len(category.train), "test_good": int((category.labels == 0).sum()),
                     "test_defective": int(category.labels.sum()),
                     "masks": sum(sample.mask is not None for sample in category.test)}
             problems = _problems(category)
             if name in names:
-                wanted = expected.loc[name, ["n_train", "n_test_nominal", "n_test_anomalous"]]
-                problems += [f"{key} should be {int(want)}" for key, want in
-                             zip(("train", "test_good", "test_defective"), wanted, strict=True) if row[key] != want]
+                for count, column in (("train", "n_train"), ("test_good", "n_test_nominal"),
+                                      ("test_defective", "n_test_anomalous")):
+                    if row[count] != expected.loc[name, column]:
+                        problems.append(f"{count} should be {int(expected.loc[name, column])}")
             row["problems"] = "; ".join(problems)
         rows.append(row)
     return pd.DataFrame(rows, columns=["category", "train", "test_good", "test_defective", "masks", "problems"])
 
 
 def _problems(category: Category) -> list[str]:
+    """What is wrong with the pictures and masks themselves, a line for each."""
     problems = []
     try:
         category.fingerprint  # noqa: B018  (raises on a copy)
@@ -166,6 +179,7 @@ def _problems(category: Category) -> list[str]:
 
 
 def _pictures(folder: Path) -> list[Path]:
+    """Files of pictures directly in the folder, sorted; none where it is missing."""
     if not folder.is_dir():
         return []
     return sorted(file for file in folder.iterdir()

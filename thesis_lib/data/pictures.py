@@ -1,13 +1,19 @@
-"""Batches of pictures, read when they are iterated.  Letters: B pictures, H, W sides in pixels after `Preprocess`."""
+"""Batches of pictures, read when they are iterated: samples go in, tensors (B, 3, H, W) come out.
+
+Letters: B pictures, H, W sides in pixels after `Preprocess`.
+"""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 from thesis_lib.core.errors import ThesisError
 from thesis_lib.core.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess, Sample
+
+Item = TypeVar("Item")
 
 
 def load_image(path: Path, preprocess: Preprocess) -> torch.Tensor:
@@ -18,7 +24,7 @@ def load_image(path: Path, preprocess: Preprocess) -> torch.Tensor:
 class Pictures:
     """Batches (B, 3, H, W) of the samples, read when iterated; knows what it reads, so that `fit` can refuse."""
 
-    def __init__(self, samples: Sequence[Sample], preprocess: Preprocess, batch_size: int = 8):
+    def __init__(self, samples: Sequence[Sample], preprocess: Preprocess, batch_size: int = 8) -> None:
         if batch_size < 1:
             raise ThesisError(f"batch_size={batch_size}: needs at least 1")
         self.samples, self.preprocess, self.batch_size = tuple(samples), preprocess, batch_size
@@ -49,7 +55,7 @@ def denormalise(images: torch.Tensor) -> torch.Tensor:
     return images * std + mean
 
 
-def evenly(items: Sequence, count: int) -> list:
+def evenly(items: Sequence[Item], count: int) -> list[Item]:
     """At most count of the items, evenly spaced, the first and the last among them; 0 takes all."""
     if not count or count >= len(items):
         return list(items)

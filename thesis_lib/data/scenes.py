@@ -9,36 +9,51 @@ cumsum of int64, and random numbers from raw PCG64 bits, which NumPy keeps stabl
 np.interp, np.mean, Generator.uniform or .normal.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import numpy as np
+
+Point = Sequence[float] | np.ndarray        # (row, column), in 0..1 over the picture or the part
 
 
 class Random:
     """Uniform numbers; every picture has its own `Random(*key)` of non-negative integers."""
 
-    def __init__(self, *key: int):
+    def __init__(self, *key: int) -> None:
         self.bits = np.random.PCG64(list(key))
 
-    def __call__(self, low=0.0, high=1.0, shape=None):
+    @overload
+    def __call__(self, low: float = 0.0, high: float = 1.0, shape: None = None) -> float: ...
+
+    @overload
+    def __call__(self, low: float, high: float, shape: int | tuple[int, ...]) -> np.ndarray: ...
+
+    def __call__(self, low: float = 0.0, high: float = 1.0,
+                 shape: int | tuple[int, ...] | None = None) -> float | np.ndarray:
+        """One number from low up to high, or an array of them."""
+        # The upper 53 of 64 bits are the digits of a float64 in 0..1.
         return low + (high - low) * ((self.bits.random_raw(shape) >> 11) * 2.0**-53)
 
     def below(self, count: int) -> int:
+        """One of 0 .. count - 1."""
         return int(self(0, count))
 
-    def turn(self, reach=1.0) -> tuple[float, float]:
+    def turn(self, reach: float = 1.0) -> tuple[float, float]:
         """(cos, sin) of an angle within ±2·atan(reach): reach 1 is ±90 degrees."""
         t = self(-reach, reach)
         return (1 - t * t) / (1 + t * t), 2 * t / (1 + t * t)
 
-    def noise(self, y, x, rows: int, columns: int | None = None):
+    def noise(self, y: np.ndarray, x: np.ndarray, rows: int, columns: int | None = None) -> np.ndarray:
         """Smooth noise in -1..1 at y, x in 0..1 (clamped), with `rows` by `columns` bumps."""
         columns = columns or rows
         return smooth(self(-1, 1, (rows + 1, columns + 1)), y * rows, x * columns)
 
 
 class Surface(NamedTuple):
+    """What a scene draws: one height and colour per pixel, and how it throws light back."""
+
     height: np.ndarray          # (n, n), fractions of the side
     colour: np.ndarray          # (3, n, n), linear
     gloss: np.ndarray | float   # (n, n) or one number, strength of the highlight
@@ -46,9 +61,10 @@ class Surface(NamedTuple):
     wrap: float                 # light that creeps round an edge: 0 metal, 0.3 translucent plastic
 
 
-def smooth(grid, v, u):
+def smooth(grid: np.ndarray, v: np.ndarray, u: np.ndarray) -> np.ndarray:
     """Values of `grid` at fractional row v and column u, smoothstep between the nodes."""
     v, u = np.clip(v, 0, grid.shape[0] - 1), np.clip(u, 0, grid.shape[1] - 1)
+    # Nodes (i, j) before a place, and its shares s and t of the way to the next ones.
     i, j = np.minimum(v.astype(int), grid.shape[0] - 2), np.minimum(u.astype(int), grid.shape[1] - 2)
     s, t = ease(v - i), ease(u - j)
     if v.shape[1:] == (1,) and u.shape[:1] == (1,):     # axes: all rows first, then all columns, is much faster
@@ -60,24 +76,24 @@ def smooth(grid, v, u):
     return top + (grid[i + 1, j] + (grid[i + 1, j + 1] - grid[i + 1, j]) * t - top) * s
 
 
-def ease(t):
+def ease(t: np.ndarray) -> np.ndarray:
     """Smoothstep, 0 to 1."""
     t = np.clip(t, 0.0, 1.0)
     return t * t * (3 - 2 * t)
 
 
-def axes(n: int):
+def axes(n: int) -> tuple[np.ndarray, np.ndarray]:
     """Pixel centres: y (n, 1) and x (1, n) in 0..1."""
     centre = (np.arange(n) + 0.5) / n
     return centre[:, None], centre[None, :]
 
 
-def halve(a):
+def halve(a: np.ndarray) -> np.ndarray:
     """Mean of 2x2 pixels over the last two axes."""
     return (a[..., ::2, ::2] + a[..., 1::2, ::2] + a[..., ::2, 1::2] + a[..., 1::2, 1::2]) * 0.25
 
 
-def blur(a, radius: int):
+def blur(a: np.ndarray, radius: int) -> np.ndarray:
     """Two box filters of 2·radius+1 pixels along both axes, exact (int64 sums), edges repeated."""
     total = np.rint(a * 2.0**24).astype(np.int64)
     for axis in (0, 1, 0, 1):
@@ -88,7 +104,8 @@ def blur(a, radius: int):
     return total * 2.0**-24
 
 
-def blob(rand: Random, y, x, where, radius, rough=0.5, slim=1.0, turn=(1.0, 0.0)):
+def blob(rand: Random, y: np.ndarray, x: np.ndarray, where: Point, radius: float, rough: float = 0.5,
+         slim: float = 1.0, turn: tuple[float, float] = (1.0, 0.0)) -> np.ndarray:
     """1 in the middle, 0 on an irregular outline `radius` away, negative outside; `slim` < 1 is an ellipse."""
     dy, dx = y - where[0], x - where[1]
     ragged = rand.noise(0.5 + dy / (4 * radius), 0.5 + dx / (4 * radius), 9)
@@ -96,7 +113,7 @@ def blob(rand: Random, y, x, where, radius, rough=0.5, slim=1.0, turn=(1.0, 0.0)
     return 1 - (along * along + across * across) / (radius * radius) + rough * ragged
 
 
-def curve(rand: Random, where, length, bend, count: int):
+def curve(rand: Random, where: Point, length: float, bend: float, count: int) -> tuple[np.ndarray, np.ndarray]:
     """`count` points (rows, columns) of a bent line of about `length` through the neighbourhood of `where`."""
     (cos, sin), bow = rand.turn(), rand(-bend, bend)
     t = (np.arange(count) / (count - 1) - 0.5) * length
@@ -104,7 +121,7 @@ def curve(rand: Random, where, length, bend, count: int):
     return where[0] + t * sin + off * cos, where[1] + t * cos - off * sin
 
 
-def mix(colour, other, weight):
+def mix(colour: np.ndarray, other: Sequence[float] | np.ndarray, weight: np.ndarray) -> np.ndarray:
     """(3, n, n) blended towards another colour (3 numbers or an array) by weight (n, n)."""
     other = np.asarray(other, dtype=float)
     return colour + ((other if other.ndim == 3 else other[:, None, None]) - colour) * weight
@@ -118,7 +135,8 @@ def photograph(rand: Random, surface: Surface, size: int) -> np.ndarray:
     y, x = axes(n)
     cos, sin = rand.turn(0.25)
     slope = rand(0.75, 1.0)                                     # height of the lamp over its distance
-    lamp = (0.5 - 2.2 * sin - 0.9 * cos, 0.5 - 2.2 * cos + 0.9 * sin, 2.4 * slope)
+    lamp = (0.5 - 2.2 * sin - 0.9 * cos, 0.5 - 2.2 * cos + 0.9 * sin, 2.4 * slope)      # y, x, z
+    # Diffuse light: the surface's normal (gx, gy, -1) * norm against the way (lx, ly, lz) to the lamp.
     edge = np.pad(height, 1, mode="edge")
     gy, gx = (edge[2:, 1:-1] - edge[:-2, 1:-1]) * (n / 2), (edge[1:-1, 2:] - edge[1:-1, :-2]) * (n / 2)
     norm = 1 / np.sqrt(1 + gx * gx + gy * gy)
@@ -126,16 +144,19 @@ def photograph(rand: Random, surface: Surface, size: int) -> np.ndarray:
     near = 1 / np.sqrt(lx * lx + ly * ly + lz * lz)
     facing = (lz - gx * lx - gy * ly) * norm * near
     lit = np.maximum(facing + surface.wrap, 0) / (1 + surface.wrap) * (1 - shadow(height, lamp))
-    hz = lz + 1 / near                                          # half way between lamp and camera
+    # Highlight: the normal against the direction half way between lamp and camera, to the power 2**sharpness.
+    hz = lz + 1 / near
     shine = (hz - gx * lx - gy * ly) * norm / np.sqrt(lx * lx + ly * ly + hz * hz)
     shine = np.maximum(shine, 0)
     for _ in range(surface.sharpness):
         shine = shine * shine
+    # A place that lies lower than what is around it sees less of the sky.
     coarse = halve(halve(height))
     around = smooth(blur(coarse, max(1, n // 160)), y * (n / 4) - 0.5, x * (n / 4) - 0.5)
     open_sky = np.clip(1 - 22 * np.maximum(around - height, 0), 0.15, 1)
     ambient, exposure = rand(0.24, 0.36), rand(0.84, 1.16)
     lens = exposure * (1 - rand(0.1, 0.3) * ((x - 0.5) * (x - 0.5) + (y - 0.5) * (y - 0.5)))
+    # Camera: everything together, made smaller by means of 2 x 2, then the sensor's noise.
     light = (ambient + 0.85 * lit) * open_sky * lens
     shine = shine * surface.gloss * lens
     image = surface.colour * light + shine
@@ -146,8 +167,8 @@ def photograph(rand: Random, surface: Surface, size: int) -> np.ndarray:
     return np.moveaxis(np.clip(np.rint(image), 0, 255), 0, -1).astype(np.uint8)
 
 
-def shadow(height, lamp):
-    """(n, n) 0 lit to 1 shadowed, by walking from every pixel towards the lamp."""
+def shadow(height: np.ndarray, lamp: tuple[float, float, float]) -> np.ndarray:
+    """(n, n) 0 lit to 1 shadowed, by walking from every pixel towards the lamp (y, x, z)."""
     n = len(height)
     dy, dx = lamp[0] - 0.5, lamp[1] - 0.5
     flat = float(np.sqrt(dy * dy + dx * dx))
@@ -156,7 +177,7 @@ def shadow(height, lamp):
     padded, blocked = np.pad(height, reach, mode="edge"), np.zeros_like(height)
     for distance in (0.004, 0.008, 0.013, 0.02, 0.03, 0.044, 0.06):
         sy, sx = reach + round(dy * n * distance), reach + round(dx * n * distance)
-        over = padded[sy:sy + n, sx:sx + n] - height - distance * rise
+        over = padded[sy:sy + n, sx:sx + n] - height - distance * rise      # above the ray to the lamp
         blocked = np.maximum(blocked, over / (0.003 + 0.12 * distance))
     return 0.85 * ease(blocked)
 
@@ -173,19 +194,20 @@ class Pellet:
     long: float                         # half axes along, across and up
     wide: float
     high: float
-    colour: tuple
-    turn: tuple = (1.0, 0.0)
+    colour: tuple[float, ...]           # linear red, green, blue
+    turn: tuple[float, float] = (1.0, 0.0)
     power: int = 1                      # 1 lentil, 3 end-cut cylinder (see `drop`)
-    tilt: tuple = (0.0, 0.0)
-    lobes: tuple = ((0.0, 0.0),)        # further bodies melted into it, in half axes
-    cut: tuple | None = None            # (u, v, d): broken away where u·U + v·V > d
+    tilt: tuple[float, float] = (0.0, 0.0)
+    lobes: tuple[tuple[float, float], ...] = ((0.0, 0.0),)      # further bodies melted into it, in half axes
+    cut: tuple[float, float, float] | None = None               # (u, v, d): broken away where u·U + v·V > d
     gloss: float = 0.3
     ride: bool = False                  # lies on whatever is below instead of at z
 
 
-def drop(height, owner, number: int, p: Pellet):
+def drop(height: np.ndarray, owner: np.ndarray, number: int, p: Pellet) -> None:
     """Draw a pellet into height and owner (which pellet is seen), both (n, n), where it is the highest."""
     n, reach = len(height), float(np.sqrt(p.long * p.long + p.wide * p.wide)) * (1 if len(p.lobes) == 1 else 2.5)
+    # Rows and columns that it can reach; coordinates u, v in half axes along and across it.
     r0, r1 = (min(n, max(0, int(edge * n))) for edge in (p.y - reach, p.y + reach + 1 / n))
     c0, c1 = (min(n, max(0, int(edge * n))) for edge in (p.x - reach, p.x + reach + 1 / n))
     if r0 == r1 or c0 == c1:
@@ -193,7 +215,8 @@ def drop(height, owner, number: int, p: Pellet):
     dy = ((np.arange(r0, r1) + 0.5) / n - p.y)[:, None]
     dx = ((np.arange(c0, c1) + 0.5) / n - p.x)[None, :]
     u, v = (dx * p.turn[0] + dy * p.turn[1]) / p.long, (dy * p.turn[0] - dx * p.turn[1]) / p.wide
-    melted = 0.0
+    # body is 1 in the middle of a lobe and 0 on the outline; where lobes meet, they swell together.
+    melted = np.zeros(())
     for lobe_u, lobe_v in p.lobes:
         uu, vv = (u - lobe_u) * (u - lobe_u), (v - lobe_v) * (v - lobe_v)
         melted = melted + 1 / ((uu * uu * uu if p.power == 3 else uu) + vv + 1e-9)
@@ -241,7 +264,7 @@ def granulate(rand: Random, n: int, defect: str | None, odd: Random) -> Surface:
     return Surface(height, colours[:, owner] * mottle, gloss[owner], 5, 0.25)
 
 
-def spoil_granulate(odd: Random, defect: str, pellets: list[Pellet]):
+def spoil_granulate(odd: Random, defect: str, pellets: list[Pellet]) -> None:
     """Change the list of pellets: one odd one, or things lying on top."""
     upper = [p for p in pellets if p.z > 0.05 and 0.12 < p.y < 0.88 and 0.12 < p.x < 0.88]
     victim = upper[odd.below(len(upper))]
@@ -345,7 +368,9 @@ def weave(rand: Random, n: int, defect: str | None, odd: Random) -> Surface:
         twist = np.abs(2 * (twist - np.floor(twist)) - 1)
         level = 0.34 * lift + 0.62 * np.sqrt(np.maximum(round_, 0)) + 0.07 * twist
         frayed = 0.9 * tone[system][number] - 0.9 + 0.5 * (twist - 0.5)
-        seen = (round_ > 0) & (level > top) & (tear + 0.6 * frayed <= 0 if defect in ("hole", "cut") else True)
+        seen = (round_ > 0) & (level > top)
+        if defect in ("hole", "cut"):
+            seen &= tear + 0.6 * frayed <= 0
         top = np.where(seen, level, top)
         dye = dyes[system][:, None, None] * (tone[system][number] * (0.86 + 0.2 * twist))
         colour = np.where(seen, dye, colour)
@@ -354,7 +379,7 @@ def weave(rand: Random, n: int, defect: str | None, odd: Random) -> Surface:
     return Surface((top + (1.8 - top) * lump) / count, colour, 0.03, 3, 0.2)
 
 
-def smooth_along(grid, row, u):
+def smooth_along(grid: np.ndarray, row: np.ndarray, u: np.ndarray) -> np.ndarray:
     """Values of grid[row] at fractional column u, smoothstep between the nodes."""
     u = np.clip(u, 0, grid.shape[1] - 1)
     k = np.minimum(u.astype(int), grid.shape[1] - 2)
@@ -403,8 +428,8 @@ def bracket(rand: Random, n: int, defect: str | None, odd: Random) -> Surface:
         wound = odd(0.0006, 0.007) * ease(blob(odd, q, p, where, odd(0.016, 0.045), 0.15))
     elif defect == "scratch":
         wide = max(odd(0.0025, 0.0045), 1.5 / n)                 # still seen in a small picture
-        line = curve(odd, where, odd(0.1, 0.3), bend=0.6, count=9)
-        line = np.maximum(1 - distance(q, p, *line) / wide, 0)
+        points = curve(odd, where, odd(0.1, 0.3), bend=0.6, count=9)
+        line = np.maximum(1 - distance(q, p, *points) / wide, 0)
         wound, bare = wide * odd(0.05, 0.5) * line, odd(0.13, 0.3) * (1 if odd() < 0.6 else -1) * line
     elif defect == "rust":
         rust = odd(0.12, 0.8) * ease(2 * blob(odd, q, p, where, odd(0.02, 0.08), 0.9) + 0.5 * odd.noise(y, x, 60))
@@ -432,7 +457,7 @@ def bracket(rand: Random, n: int, defect: str | None, odd: Random) -> Surface:
     return Surface(height, colour, metal * (0.42 + 0.08 * finish) * (1 - rust), 4, 0.0)
 
 
-def distance(y, x, rows, columns):
+def distance(y: np.ndarray, x: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """(n, n) distance to the line through the points."""
     nearest = 9.0
     for y0, x0, y1, x1 in zip(rows[:-1], columns[:-1], rows[1:], columns[1:], strict=True):

@@ -4,7 +4,7 @@
     weave      a twill fabric
     bracket    a brushed metal plate with holes; its defect `missing_hole` is a logical one
 
-Guaranteed: the same arguments give the same pixels on every machine and NumPy version (`synthetic_scenes` says how;
+Guaranteed: the same arguments give the same pixels on every machine and NumPy version (`scenes` says how;
 a test pins hashes). The bytes of the PNG files also depend on the zlib inside Pillow, so `dataset.json` holds a
 hash of the pixels. Every picture is seeded by (seed, category, kind, index): neither order nor count changes it.
 """
@@ -14,8 +14,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -24,6 +25,9 @@ from scipy import ndimage
 from thesis_lib.core.errors import ThesisError
 from thesis_lib.data.scenes import SCENES, Random, photograph
 
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
 FORMAT = 1                      # raise it whenever a pixel changes
 CATEGORIES = tuple(SCENES)
 DEFECTS = {category: kinds for category, (_, kinds) in SCENES.items()}
@@ -31,7 +35,8 @@ TEST_INDEX = 1_000_000          # nominal test pictures count from here, so they
 VISIBLE = 10                    # grey levels of 255 by which a pixel must change to belong to the mask
 
 
-def render(category: str, *, seed: int, index: int, size: int = 256, defect: str | None = None):
+def render(category: str, *, seed: int, index: int, size: int = 256,
+           defect: str | None = None) -> tuple[np.ndarray, np.ndarray]:
     """One picture and its mask: uint8 (size, size, 3) and bool (size, size), all False without a defect.
 
     The mask holds the pixels that differ visibly from the same scene drawn without the defect.
@@ -103,7 +108,7 @@ def _draw(key: tuple[int, ...], size: int, defect: str | None) -> np.ndarray:
     return photograph(rand, surface, size)
 
 
-def _plan(category: str, train: int, good: int, defective: int):
+def _plan(category: str, train: int, good: int, defective: int) -> Iterator[tuple[str, int, int, str | None]]:
     """Yield (folder, file number, index, defect) of every picture of a category."""
     for number in range(train):
         yield "train/good", number, number, None
@@ -115,14 +120,15 @@ def _plan(category: str, train: int, good: int, defective: int):
         yield f"test/{defect}", number // len(kinds), number // len(kinds), defect
 
 
-def _save(path: Path, pixels: np.ndarray, digest) -> None:
+def _save(path: Path, pixels: np.ndarray, digest: "_Hash") -> None:
+    """Write a PNG and count its pixels in the digest."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path, compress_level=6)
     digest.update(pixels.tobytes())
 
 
-def _present(root: Path, asked: dict) -> bool:
-    """Whether root holds what was asked for; False if it is missing or empty, ValueError if it is something else."""
+def _present(root: Path, asked: dict[str, Any]) -> bool:
+    """Whether root holds what was asked for; False if it is missing or empty, ThesisError if it is something else."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     try:
@@ -137,6 +143,7 @@ def _present(root: Path, asked: dict) -> bool:
 
 
 def _check(*, category: str, size: int, **counts: int) -> None:
+    """ThesisError that names the argument which is wrong; counts: those that must not be below 0."""
     if category not in CATEGORIES:
         raise ThesisError(f"category {category!r}: there are {', '.join(CATEGORIES)}")
     if size < 32 or size % 2:

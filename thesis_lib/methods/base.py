@@ -1,7 +1,8 @@
 """What every method is: parameters, `fit` on nominal pictures, and a mapping of named stages.
 
-The thesis cuts inference at five time stamps (sec. 3.4.1). Here the cut is the architecture: `predict` folds the
-stages, the timing harness walks them with a clock, the evaluation reuses the first ones for several memory banks.
+In come batches of normalised pictures (B, 3, H, W), out comes a `Prediction`: a score (B,) and a map (B, h, w). The
+thesis cuts inference at five time stamps (sec. 3.4.1). Here the cut is the architecture: `predict` folds the stages,
+the timing harness walks them with a clock, the evaluation reuses the first ones for several memory banks.
 """
 
 import copy
@@ -55,8 +56,15 @@ def blur(maps: torch.Tensor, sigma: float) -> torch.Tensor:
     return torch.from_numpy(gaussian_filter(maps.numpy(), (0, sigma, sigma))) if sigma else maps
 
 
+class _Offered:
+    """What a method makes a field where it can be chosen, and a constant of its class where it cannot."""
+
+    layers: tuple[int, ...]         # levels of the network
+    tap: str = "output"             # what a level gives
+
+
 @dataclass(kw_only=True)
-class Detector:
+class Detector(_Offered):
     """Constructor stores parameters, `fit` learns attributes with a trailing underscore.
 
     What every method has is told here; a subclass tells a field again where its default or help is another.
@@ -70,9 +78,7 @@ class Detector:
     seed: int = parameter(0, "seed of everything random in fit")
 
     name: ClassVar[str]
-    layers: ClassVar[tuple[int, ...]]           # levels of the network; a field where they can be chosen
     shared: ClassVar[tuple[str, ...]] = ()      # leading stages that do not depend on the seed; the network first
-    tap: ClassVar[str] = "output"               # of the network; a field where a method offers others
     trunk: ClassVar[str | None] = None          # engine of the network whose maps `gather` takes; None: `engine`
 
     def __post_init__(self) -> None:
@@ -222,15 +228,19 @@ class Detector:
             raise ThesisError(f"{path}: holds method {header.get('method')} in format {header.get('format')}, "
                               f"needs {cls.name} in format {FORMAT}; fit and save it again")
         given = json.loads(header["parameters"])
-        detector = cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})
+        fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value
+                                  for key, value in given.items()}
+        detector = cls(**fields)
+        height, width = json.loads(header["image_size"])
+        detector.image_size_ = height, width
         prepared = json.loads(header["preprocess"])
-        detector.image_size_ = tuple(json.loads(header["image_size"]))
         detector.preprocess_ = prepared and Preprocess(**prepared)
-        trunk = {key: value for key, value in state.items() if key.startswith("backbone.")}
-        detector.backbone_ = engines.restore(detector.backbone, detector.levels, {
-            key.removeprefix("backbone."): value for key, value in trunk.items()}, json.loads(header["weights"]),
-            detector.tap)
-        detector.restore({key: value for key, value in state.items() if key not in trunk})
+        # Tensors of the network begin with "backbone."; all others are what the method has learned.
+        trunk = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
+        learned = {key: value for key, value in state.items() if not key.startswith("backbone.")}
+        detector.backbone_ = engines.restore(detector.backbone, detector.levels, trunk, json.loads(header["weights"]),
+                                             detector.tap)
+        detector.restore(learned)
         return detector
 
     def _learned(self, attribute: str) -> Any:
@@ -244,6 +254,7 @@ class Detector:
 class PatchDetector(Detector):
     """What the methods have in common that compare patch vectors: how feature maps become these."""
 
+    layers: tuple[int, ...]         # levels whose feature maps become patches; each method has a default of its own
     embedding: str = parameter("identity", "identity, original_d1024, avg_k3_s1_p1, max_..., avgmax_... or adaptive_7",
                                features=True)
     join: str = parameter("repeat", "how a deeper level reaches the finest grid: repeat or interpolate", features=True)

@@ -4,13 +4,14 @@ Source: Batzner et al. 2024 (arXiv 2303.14535); thesis sec. 4.3. Where the thesi
 teacher, augmentation, quantiles) or differs (it counts 10 % of the elements as hard, 0.1 % are) the paper and its
 re-implementation nelson1425/EfficientAD decide. Differs from them: the penalty's pictures are a parameter.
 All networks learn in torch, whatever the engine: it only runs what has been learned, as one ONNX model.
-Letters: B images, C = 384 channels, h, w grid.
+Letters: B images, C = 384 channels, h, w grid. Of the paper: T teacher, normalised by mu and sigma; S and S' the two
+halves of the student, which follow T and the autoencoder A.
 """
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self, cast
 
 import numpy as np
 import torch
@@ -22,9 +23,10 @@ from thesis_lib.core.errors import ThesisError
 from thesis_lib.core.parameters import at_least, one_of, parameter, share
 from thesis_lib.core.seeds import mixed
 from thesis_lib.data.pictures import denormalise, evenly, normalise
-from thesis_lib.methods.base import Prediction
-from thesis_lib.methods.trained import Trained, held_out, standard
+from thesis_lib.methods.base import Prediction, Stages, State
+from thesis_lib.methods.trained import Optimizers, Schedules, Trained, held_out, standard
 from thesis_lib.networks import autoencoder, backbones, engines
+from thesis_lib.networks.maps import Extracted, Stored
 from thesis_lib.networks.pdn import CHANNELS, PDN, RIM
 from thesis_lib.networks.weightfiles import torchvision
 from thesis_lib.training import distillation, sources
@@ -63,7 +65,7 @@ class EfficientAD(Trained):
     decay: float = parameter(1e-5, "weight decay")
 
     name: ClassVar[str] = "efficientad"
-    layers: ClassVar[tuple[int, ...]] = (1,)
+    layers = (1,)                   # without a type: the only one of a PDN, so a constant and no field
     trunk: ClassVar[str] = "eager"
 
     def __post_init__(self) -> None:
@@ -75,33 +77,38 @@ class EfficientAD(Trained):
         if not 0 <= self.low < self.high <= 1:
             raise ThesisError(f"low={self.low}, high={self.high}: needs 0 <= low < high <= 1")
 
-    def parameters(self, identity_only=False):
-        found = super().parameters(identity_only)
+    def parameters(self, identity_only: bool = False) -> dict[str, Any]:
+        given = super().parameters(identity_only)
         if identity_only and self.penalty != "none":     # a folder counts for its pictures, not for where it lies
-            found["penalty"] = sources.parse(self.penalty, 32, 1).identity
-        return found
+            given["penalty"] = sources.parse(self.penalty, 32, 1).identity
+        return given
 
-    def recipe(self):
+    def recipe(self) -> dict[str, Any]:
         """Engines share a training; the key stays, for trainings that are under way."""
-        found = super().recipe() | {"engine": self.trunk}
-        del found["calibration"]
-        return found
+        deciding = super().recipe() | {"engine": self.trunk}
+        del deciding["calibration"]
+        return deciding
 
     @property
-    def stages(self):
+    def stages(self) -> Stages:
         self._learned("networks_")
         return {"extraction": self._outputs, "score": self._score}
 
     def maps(self, outputs: Outputs) -> dict[str, torch.Tensor]:
-        """Local, global and combined map, (B, h, w) each: squared differences, normalised by their quantiles."""
-        found = dict(zip(MAPS, _differences(outputs), strict=False))
-        for (name, heat), (low, high) in zip(found.items(), self.constants_["quantiles"], strict=True):
-            found[name] = 0.1 * (heat - low) / (high - low)
-        return found | {"combined": (found["local"] + found["global"]) / 2}
+        """Local, global and combined map, (B, h, w) each: squared differences, normalised by their quantiles.
 
-    def gather(self, maps) -> TaughtPictures:
+        Of nominal pictures the low quantile q_a becomes 0 and the high one q_b becomes 0.1, for both maps alike, so
+        that their mean weighs them alike.
+        """
+        maps = {}
+        for name, heat, (q_a, q_b) in zip(MAPS[:2], _differences(outputs), self.constants_["quantiles"], strict=True):
+            maps[name] = 0.1 * (heat - q_a) / (q_b - q_a)
+        maps["combined"] = (maps["local"] + maps["global"]) / 2
+        return maps
+
+    def gather(self, maps: Extracted | Stored) -> TaughtPictures:
         """All pictures and what the teacher says of them, in an unnamed file on disk."""
-        def rows():
+        def rows() -> Iterator[torch.Tensor]:
             for images, features in zip(maps.pictures(), maps.batches((1,)), strict=True):
                 self.side_ = autoencoder.check(images)
                 yield torch.cat([images.flatten(1), features[1].flatten(1)], dim=1)
@@ -109,37 +116,39 @@ class EfficientAD(Trained):
         collected = memory.on_disk(rows())
         if len(collected) < 2:
             raise ThesisError(f"{len(collected)} training picture: one is held out, so it needs at least 2")
+        # A row of the file is a picture (3 * side * side), then its maps (C * h * w).
         pixels, grid = 3 * self.side_ ** 2, self.side_ // 4 - 2 * RIM
         return TaughtPictures(collected[:, :pixels].reshape(-1, 3, self.side_, self.side_),
-                       collected[:, pixels:].reshape(-1, CHANNELS, grid, grid))
+                              collected[:, pixels:].reshape(-1, CHANNELS, grid, grid))
 
-    def pictures(self, collected):
+    def pictures(self, collected: TaughtPictures) -> np.ndarray:
         return collected.images
 
-    def architecture(self):
+    def architecture(self) -> nn.ModuleDict:
         networks = {"student": PDN(self.backbone, 2 * CHANNELS), "autoencoder": autoencoder.build(self.side_, CHANNELS)}
-        return nn.ModuleDict(networks).to(memory_format=torch.channels_last)
+        # The types that come with torch lack this argument.
+        return nn.ModuleDict(networks).to(memory_format=torch.channels_last)        # type: ignore[call-overload]
 
-    def steps_of(self, collected):
+    def steps_of(self, collected: TaughtPictures) -> int:
         return self.steps
 
-    def optimizers(self, networks, steps):
+    def optimizers(self, networks: nn.ModuleDict, steps: int) -> tuple[Optimizers, Schedules]:
         adam = torch.optim.Adam(networks.parameters(), lr=self.rate, weight_decay=self.decay)
         return [adam], [torch.optim.lr_scheduler.StepLR(adam, max(1, int(0.95 * steps)), 0.1)]
 
-    def learn(self, collected):
-        self.backbone_.to(self.torch_device)
+    def learn(self, collected: TaughtPictures) -> Self:
+        self._teacher.to(self.torch_device)
         try:
             super().learn(collected)
         finally:
-            self.backbone_.to("cpu")
+            self._teacher.to("cpu")
         if self.engine != "eager":
             for step in self.course_.kept:
                 self.course_.kept[step] = self.at(step).on(self.engine, collected).state()
             self._take(self.course_.kept[self.course_.step])
         return self
 
-    def on(self, engine: str, collected: TaughtPictures, seven_bits: bool | None = None) -> "EfficientAD":
+    def on(self, engine: str, collected: TaughtPictures, seven_bits: bool | None = None) -> Self:
         """What has been learned, on fast or int8; seven_bits as in `engines.int8`.
 
         The ranges of int8 come from pictures that were trained on, its quantiles from its own maps of those held out:
@@ -153,11 +162,11 @@ class EfficientAD(Trained):
         trained, held = self.split(len(collected.images))
         if engine == "int8":
             chosen = evenly(sorted(trained), self.calibration)
-            model = engines.int8(model, f"int8, {self._what}", (self._image(collected, one) for one in chosen),
-                                 seven_bits)
+            images = (self._image(collected, number) for number in chosen)
+            model = engines.int8(model, f"int8, {self._what}", images, seven_bits)
         other.graph_ = engines.Graph(model, self._what)
         if engine == "int8":
-            outputs = (other._outputs(self._image(collected, one)) for one in held)
+            outputs = (other._outputs(self._image(collected, number)) for number in held)
             other.constants_ = self.constants_ | self._quantiles(outputs)
         return other
 
@@ -166,36 +175,41 @@ class EfficientAD(Trained):
         order = torch.randperm(count, generator=torch.Generator().manual_seed(self.seed))
         return held_out(order.tolist(), self.held_out)
 
-    def prepare(self, collected):
-        """Mean and standard deviation of the teacher's channels over the training pictures, (C, 1, 1)."""
+    def prepare(self, collected: TaughtPictures) -> State:
+        """mu and sigma: mean and standard deviation of the teacher's channels over the training pictures, (C, 1, 1)."""
         if self.penalty != "none":
             self._penalty = sources.parse(self.penalty, self.side_, 1, self.seed)
         return standard(collected.described, self.split(len(collected.images))[0])
 
-    def losses(self, networks, constants, collected, step):
+    def losses(self, networks: nn.ModuleDict, constants: State, collected: TaughtPictures, step: int) -> State:
+        # 1. One picture I a step; every epoch visits all of them, in an order of its own.
         trained, _ = self.split(len(collected.images))
         epoch, number = divmod(step, len(trained))
         shuffle = torch.Generator().manual_seed(mixed(self.seed, epoch))
         order = torch.randperm(len(trained), generator=shuffle)
         image, described = self._taken(collected, [trained[order[number]]])
-        changed, shown = augmented(image), [image]
+        # 2. One batch for the student: I, the picture P of the penalty, and I changed in its colours.
+        changed, pictures = augmented(image), [image]
         if self.penalty != "none":
-            shown.append(distillation.greyed(self._penalty[step], GREY).to(self.torch_device))
-        shown = torch.cat([*shown, changed]).contiguous(memory_format=torch.channels_last)
+            pictures.append(distillation.greyed(self._penalty[step], GREY).to(self.torch_device))
+        shown = torch.cat([*pictures, changed]).contiguous(memory_format=torch.channels_last)
+        # 3. Of the changed picture: T, normalised, and A. Of the student: S of all others, S' of the changed one.
         teacher = (self.backbone_(shown[-1:])[1].float() - constants["mean"]) / constants["std"]
         rebuilt = networks["autoencoder"](shown[-1:]).float()
-        local, other = halves(networks["student"], shown)
+        local, other = halves(cast(PDN, networks["student"]), shown)
+        # 4. L_hard = mean of the largest (T - S)^2 of I, L_AE = mean (T - A)^2, L_STAE = mean (A - S')^2, and the
+        #    penalty, mean S(P)^2: what is no part of the category shall not be described. Their sum is minimised.
         target = (described - constants["mean"]) / constants["std"]
-        found = {"hard": hard_loss((target - local[:1]).square(), self.hard),
+        parts = {"hard": hard_loss((target - local[:1]).square(), self.hard),
                  "autoencoder": (teacher - rebuilt).square().mean(),
                  "student_autoencoder": (rebuilt - other).square().mean()}
         if self.penalty != "none":
-            found["penalty"] = local[1].square().mean()
-        return found
+            parts["penalty"] = local[1].square().mean()
+        return parts
 
-    def calibrate(self, networks, constants, collected):
+    def calibrate(self, networks: nn.ModuleDict, constants: State, collected: TaughtPictures) -> State:
         """(2, 2): low and high quantile of the local and of the global map over the pictures that are held out."""
-        def outputs():
+        def outputs() -> Iterator[Outputs]:
             for index in self.split(len(collected.images))[1]:
                 image, described = self._taken(collected, [index])
                 teacher = (described - constants["mean"]) / constants["std"]
@@ -203,25 +217,37 @@ class EfficientAD(Trained):
 
         return self._quantiles(outputs())
 
-    def state(self):
-        return super().state() | (engines.packed(self.graph_.model) if self.graph_ else {})
+    def state(self) -> State:
+        state = super().state()
+        if self.graph_:
+            state |= engines.packed(self.graph_.model)
+        return state
 
-    def restore(self, state):
-        self.side_ = self.image_size_[0]
+    def restore(self, state: State) -> None:
+        self.side_ = self._learned("image_size_")[0]
         super().restore(state)
 
-    def _take(self, state):
+    def _take(self, state: State) -> None:
         super()._take(state)
         self.graph_ = engines.Graph(engines.unpacked(state), self._what) if engines.MODEL in state else None
+
+    @property
+    def _teacher(self) -> backbones.Backbone:
+        """The network itself: of the trunk eager it is one of torch."""
+        return cast(backbones.Backbone, self.backbone_)
 
     @property
     def _what(self) -> str:
         return f"the networks of {self.name}, {self.backbone}"
 
-    def _quantiles(self, outputs: Iterable[Outputs]) -> dict[str, torch.Tensor]:
-        found = [_differences(one) for one in outputs]
-        maps = [torch.stack(several).cpu().numpy() for several in zip(*found, strict=True)]
-        return {"quantiles": torch.tensor([np.quantile(heat, [self.low, self.high]).tolist() for heat in maps])}
+    def _quantiles(self, outputs: Iterable[Outputs]) -> State:
+        """q_a and q_b of the local map, then of the global one, over all positions of all pictures."""
+        differences = [_differences(picture) for picture in outputs]                # of each picture two maps
+        quantiles = []
+        for maps in zip(*differences, strict=True):
+            heat = torch.stack(maps).cpu().numpy()
+            quantiles.append(np.quantile(heat, [self.low, self.high]).tolist())
+        return {"quantiles": torch.tensor(quantiles)}
 
     def _image(self, collected: TaughtPictures, number: int) -> torch.Tensor:
         image = torch.from_numpy(np.array(collected.images[number:number + 1]))
@@ -229,9 +255,11 @@ class EfficientAD(Trained):
         return image
 
     def _taken(self, collected: TaughtPictures, numbers: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        taken = tuple(torch.from_numpy(np.array(values[numbers])).to(self.torch_device) for values in collected)
+        """Pictures of these numbers (B, 3, H, W), and what the teacher says of them (B, C, h, w)."""
+        images = torch.from_numpy(np.array(collected.images[numbers])).to(self.torch_device)
+        described = torch.from_numpy(np.array(collected.described[numbers])).to(self.torch_device)
         memory.release(collected.images)                    # both lie in one file, gigabytes of it
-        return taken
+        return images, described
 
     def _outputs(self, images: torch.Tensor) -> Outputs:
         self.check_size(images)
@@ -251,12 +279,14 @@ class _Networks(nn.Module):
     its channels have the same range.
     """
 
-    def __init__(self, detector: EfficientAD):
+    def __init__(self, detector: EfficientAD) -> None:
         super().__init__()
         self.networks = detector.networks_
-        self.teacher = copy.deepcopy(detector.backbone_.levels["1"])
+        self.teacher = copy.deepcopy(cast(PDN, detector._teacher.levels["1"]))
+        # (W x + b - mu) / sigma = (W / sigma) x + (b - mu) / sigma: the normalisation goes into the convolution.
         mean, std = (detector.constants_[name].double().flatten() for name in ("mean", "std"))
-        last = self.teacher[-1]
+        last = cast(nn.Conv2d, self.teacher[-1])
+        assert last.bias is not None                        # every convolution of a PDN has one
         last.weight.data = (last.weight.double() / std[:, None, None, None]).float()
         last.bias.data = ((last.bias.double() - mean) / std).float()
         self.eval()
@@ -270,30 +300,38 @@ def halves(student: PDN, shown: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
 
     The losses ask for no other half, and the student's last convolution, of 2 C outputs, is half its work.
     """
-    *before, last = student
+    *before, convolution = student
     for layer in before:
         shown = layer(shown)
+    # The rows of the last convolution's weights: first those of S, then those of S'.
+    last = cast(nn.Conv2d, convolution)
+    assert last.bias is not None                            # every convolution of a PDN has one
     weights, biases = last.weight.split(CHANNELS), last.bias.split(CHANNELS)
-    parts = (shown[:-1], shown[-1:])
-    return tuple(F.conv2d(*one).float() for one in zip(parts, weights, biases, strict=True))
+    others, changed = shown[:-1], shown[-1:]
+    return F.conv2d(others, weights[0], biases[0]).float(), F.conv2d(changed, weights[1], biases[1]).float()
 
 
 def hard_loss(squared: torch.Tensor, quantile: float) -> torch.Tensor:
-    """Mean of all elements at or above their quantile (linear between elements), of any number of elements."""
+    """Mean of all elements at or above their quantile (linear between elements), of any number of elements.
+
+    L_hard of the paper with its p_hard. The quantile lies at place p_hard (n - 1) of the n elements in ascending order,
+    so those from the next whole place on are at or above it; torch's own quantile takes 2^24 elements at most.
+    """
     count = squared.numel()
-    return squared.flatten().topk(count - int(np.ceil(quantile * (count - 1)))).values.mean()
+    first = int(np.ceil(quantile * (count - 1)))
+    return squared.flatten().topk(count - first).values.mean()
 
 
 def augmented(image: torch.Tensor) -> torch.Tensor:
     """Image (B, 3, H, W), normalised, with another brightness, contrast or saturation; by torch's generator."""
     functional = torchvision().transforms.functional
-    change = (functional.adjust_brightness, functional.adjust_contrast,
-              functional.adjust_saturation)[torch.randint(3, ()).item()]
+    changes = (functional.adjust_brightness, functional.adjust_contrast, functional.adjust_saturation)
+    change = changes[int(torch.randint(3, ()).item())]
     factor = 1 + STRENGTH * (2 * torch.rand(()).item() - 1)
     return normalise(change(denormalise(image).clamp(0, 1), factor))
 
 
 def _differences(outputs: Outputs) -> tuple[torch.Tensor, torch.Tensor]:
-    """Local map (S - T) and global map (S' - A): squared differences, mean over the channels, (B, h, w)."""
+    """Local map (S - T)^2 and global map (S' - A)^2: mean over the channels, (B, h, w)."""
     student, other = outputs.student.split(CHANNELS, dim=1)
     return (student - outputs.teacher).square().mean(1), (other - outputs.autoencoder).square().mean(1)

@@ -1,13 +1,15 @@
 """PaDiM: the Mahalanobis distance of each patch to a Gaussian of its own position in the picture.
 
+What is learned, per position: the mean mu and the factor L^-1 of the inverse covariance, d numbers and d x d.
 Source: Defard et al. 2021 (arXiv 2011.08785); thesis sec. 2.7. Differs from the paper: a deeper level reaches the
 finest grid by repetition, and the map is smoothed on that grid (1 position = the paper's 4 pixels) before its maximum.
 The thesis' formula has no smoothing: sigma=0.
 Letters: N training pictures, B pictures, P positions, D all channels, d channels kept.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -16,7 +18,8 @@ from thesis_lib.core import memory
 from thesis_lib.core.errors import ThesisError
 from thesis_lib.core.parameters import at_least, parameter
 from thesis_lib.core.progress import track
-from thesis_lib.methods.base import PatchDetector, Prediction, blur
+from thesis_lib.methods.base import PatchDetector, Prediction, Stages, State, blur
+from thesis_lib.networks.maps import Extracted, Stored
 from thesis_lib.patches.embedding import Patches
 
 PANEL = 32              # rows of the factor kept together: what lies above the diagonal is stored only within them
@@ -45,21 +48,26 @@ class PaDiM(PatchDetector):
         at_least(self, 0, "sigma")
 
     @property
-    def seeded(self):
+    def seeded(self) -> bool:
         return self.channels is not None
 
     @property
-    def stages(self):
+    def stages(self) -> Stages:
         factor = self._learned("factor_")
-        return {"extraction": self.extract, "embedding": self.embed_of(),
-                "search": lambda patches: distances(self._deviations(patches), factor).unflatten(1, self.grid_),
-                "score": lambda heat: Prediction(blur(heat, self.sigma).flatten(1).amax(dim=1), heat)}
 
-    def gather(self, maps) -> np.ndarray:
+        def search(patches: Patches) -> torch.Tensor:
+            return distances(self._deviations(patches), factor).unflatten(1, self.grid_)        # (B, h, w)
+
+        def score(heat: torch.Tensor) -> Prediction:
+            return Prediction(blur(heat, self.sigma).flatten(1).amax(dim=1), heat)
+
+        return {"extraction": self.extract, "embedding": self.embed_of(), "search": search, "score": score}
+
+    def gather(self, maps: Extracted | Stored) -> np.ndarray:
         """All channels of all positions (N, P, D) float32, in an unnamed file on disk, whatever the seed keeps."""
         embed = self.embed_of()
 
-        def patches():
+        def patches() -> Iterator[torch.Tensor]:
             for features in maps.batches(self.layers):
                 vectors, self.grid_ = embed(features)                               # (b, P, D)
                 self._check(*vectors.shape[1:])
@@ -67,7 +75,7 @@ class PaDiM(PatchDetector):
 
         return memory.on_disk(patches())
 
-    def learn(self, collected):
+    def learn(self, collected: np.ndarray) -> Self:
         """Mean and covariance of every position in float64, one block of positions after the other."""
         n, positions, total = collected.shape
         if n < 2:
@@ -77,6 +85,8 @@ class PaDiM(PatchDetector):
         self.channels_ = torch.from_numpy(np.sort(rng.choice(total, d, replace=False)))
         self.mean_ = torch.empty(positions, d)
         self.factor_ = [torch.empty(positions, rows, columns) for rows, columns in panels(d)]
+        # float64 numbers of one position: what is read of it (as float32, so half of them), x and x - mu of the d
+        # channels kept, and four matrices d x d: covariance, eps I, L and L^-1.
         block = max(1, int(WORKSPACE * 1e9 / 8 / (n * total / 2 + 2 * n * d + 4 * d * d)))
         starts = range(0, positions, block)
         for start in track(starts, len(starts), "gaussians"):
@@ -89,13 +99,17 @@ class PaDiM(PatchDetector):
             memory.release(collected)
         return self
 
-    def state(self):
+    def state(self) -> State:
         self._learned("factor_")
-        return {"channels": self.channels_, "mean": self.mean_, "grid": torch.tensor(self.grid_)} | {
-            f"factor.{number:03d}": panel for number, panel in enumerate(self.factor_)}
+        state = {"channels": self.channels_, "mean": self.mean_, "grid": torch.tensor(self.grid_)}
+        for number, panel in enumerate(self.factor_):
+            state[f"factor.{number:03d}"] = panel
+        return state
 
-    def restore(self, state):
-        self.channels_, self.mean_, self.grid_ = state["channels"], state["mean"], tuple(state["grid"].tolist())
+    def restore(self, state: State) -> None:
+        self.channels_, self.mean_ = state["channels"], state["mean"]
+        height, width = state["grid"].tolist()
+        self.grid_ = height, width
         self.factor_ = [state[key] for key in sorted(state) if key.startswith("factor.")]
 
     def _deviations(self, patches: Patches) -> torch.Tensor:
@@ -121,14 +135,16 @@ def gaussians(vectors: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Te
     mean = vectors.mean(dim=1)
     centred = vectors - mean[:, None]
     identity = torch.eye(vectors.shape[2], dtype=vectors.dtype)
-    covariance = centred.mT @ centred / (vectors.shape[1] - 1) + eps * identity
+    covariance = centred.mT @ centred / (vectors.shape[1] - 1) + eps * identity       # Sigma = L L^T
     return mean, torch.linalg.solve_triangular(torch.linalg.cholesky(covariance), identity, upper=False)
 
 
 def distances(deviations: torch.Tensor, factor: list[torch.Tensor]) -> torch.Tensor:
     """sqrt((y-mu)^T Sigma^-1 (y-mu)) = |L^-1 (y-mu)|: deviations (B, P, d), panels of L^-1 -> (B, P). O(d^2) each."""
     y = deviations.permute(1, 2, 0)                                                 # (P, d, B)
-    squared = torch.zeros(y.shape[0], y.shape[2])
+    squared = torch.zeros(y.shape[0], y.shape[2])                                   # (P, B)
+    # A panel (P, r, c) holds r rows of L^-1 up to their last diagonal entry: all further columns of them are 0, so the
+    # first c numbers of y give r numbers of L^-1 (y - mu), and the squares of all panels add up.
     for panel in factor:
         squared += torch.bmm(panel, y[:, :panel.shape[2]]).square().sum(dim=1)
     return squared.sqrt().T

@@ -1,12 +1,14 @@
 """PatchCore: the distance of test patches to a coreset of nominal patches.
 
+What is learned: the memory bank, M rows of D numbers, and the scaling of the channels where one is asked for.
 Source: Roth et al. 2022 (arXiv 2106.08265); thesis ch. 3. Differs from the paper by default as the thesis does from
 sec. 3.5.2 on: pooled embedding and plain maximum. The paper's own parts are embedding="original_d1024" and
 score="reweighted".  Letters: B images, P patches, D embedding, M bank rows.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -14,15 +16,19 @@ import torch
 from thesis_lib.core import memory
 from thesis_lib.core.errors import ThesisError
 from thesis_lib.core.parameters import one_of, parameter
-from thesis_lib.methods.base import PatchDetector, Prediction
+from thesis_lib.methods.base import PatchDetector, Prediction, Stages, State
 from thesis_lib.networks.backbones import Features
-from thesis_lib.patches import coreset, embedding, scoring, search, selection, transforms
+from thesis_lib.networks.maps import Extracted, Stored
+from thesis_lib.patches import coreset, scoring, search, selection, transforms
+from thesis_lib.patches.embedding import Patches
 
 
 @dataclass(kw_only=True)
 class PatchCore(PatchDetector):
-    layers: tuple[int, ...] | None = parameter(None, "levels whose feature maps are used, 1 to 4, e.g. 2,3; none: "
-                                               "the network's usual one, 2 (of a PDN 1)", features=True)
+    # None can be given; when the detector is there, the network's usual level stands in its place.
+    layers: tuple[int, ...] | None = parameter(             # type: ignore[assignment]
+        None, "levels whose feature maps are used, 1 to 4, e.g. 2,3; none: the network's usual one, 2 (of a PDN 1)",
+        features=True)
     tap: str = parameter("output", "what a level gives: output, preactivation (before its last ReLU; ResNet) or branch "
                          "(inside its last block; ConvNeXt)", features=True, neutral=True)
     activation: str = parameter("identity", "function of every feature map: " + ", ".join(transforms.ACTIVATIONS),
@@ -59,52 +65,55 @@ class PatchCore(PatchDetector):
         one_of("distance", self.distance, search.DISTANCES)
         one_of("score", self.score, scoring.RULES)
         for name in ("projection", "search_threads"):
-            if (value := getattr(self, name)) is not None and value < 1:
+            value = getattr(self, name)
+            if value is not None and value < 1:
                 raise ThesisError(f"{name}={value}: needs at least 1, or none")
         if scoring.RULES[self.score].weighted and (self.distance != "l2" or self.neighbours < 2):
             raise ThesisError(f"score={self.score}: needs distance=l2 and neighbours from 2 on (with 1 the weight is 0 "
                              f"everywhere), not distance={self.distance}, neighbours={self.neighbours}")
 
     @property
-    def stages(self):
+    def stages(self) -> Stages:
         rule, finder = scoring.RULES[self.score], self._learned("search_")
         k = rule.searched(self.neighbours)
+        # Bounds of the distances are enough for the score; the map, which is not timed, then searches for all patches
+        # when it is asked for.
+        bounded = k == 1 and isinstance(finder, search.Pruned)
 
-        bounded = k == 1 and isinstance(finder, search.Pruned)              # the map is then left until it is asked for
-
-        def find(patches: embedding.Patches) -> scoring.Neighbours:
+        def find(patches: Patches) -> scoring.Neighbours:
             b, p, d = patches.vectors.shape
             distances, indices = finder.query(patches.vectors.reshape(b * p, d), k)
             return scoring.Neighbours(distances.view(b, p, k), indices.view(b, p, k), patches)
 
-        def bound(patches: embedding.Patches) -> scoring.Neighbours:
-            found = [finder.bounds(picture) for picture in patches.vectors]
-            return scoring.Neighbours(*map(torch.stack, zip(*found, strict=True)), patches)
+        def bound(patches: Patches) -> scoring.Neighbours:
+            nearest = [finder.bounds(vectors) for vectors in patches.vectors]       # of each picture two (P, 1)
+            distances, indices = zip(*nearest, strict=True)
+            return scoring.Neighbours(torch.stack(distances), torch.stack(indices), patches)
 
-        def score(found: scoring.Neighbours) -> Prediction:
+        def score(neighbours: scoring.Neighbours) -> Prediction:
             def located() -> torch.Tensor:
-                whole = find(found.patches) if bounded else found
-                return whole.distances[..., 0].unflatten(1, whole.patches.grid)
+                exact = find(neighbours.patches) if bounded else neighbours
+                return exact.distances[..., 0].unflatten(1, exact.patches.grid)             # (B, h, w)
 
-            return Prediction(rule.score(found, finder, self.neighbours), located if bounded else located())
+            return Prediction(rule.score(neighbours, finder, self.neighbours), located if bounded else located())
 
         return {"extraction": self.extract, "embedding": self._embedding(self.scaling_),
                 "search": bound if bounded else find, "score": score}
 
     @property
-    def found_by(self):
+    def found_by(self) -> tuple:
         """All but the rule; of it the number of neighbours that it needs."""
         k = scoring.RULES[self.score].searched(self.neighbours)
         return k, *(value for name, value in self.parameters().items() if name not in ("score", "neighbours"))
 
-    def gather(self, maps) -> np.ndarray:
+    def gather(self, maps: Extracted | Stored) -> np.ndarray:
         """Patches of all pictures (N, D) float32, in an unnamed file on disk, so that memory stays bounded."""
         self.keeps_, embed = maps.keeps, self._embedding()
         n, expected = 0, len(maps.samples)                                  # pictures, where known beforehand
 
-        def patches():
+        def patches() -> Iterator[torch.Tensor]:
             nonlocal n
-            for features in maps.batches(self.layers):
+            for features in maps.batches(self.levels):
                 vectors = embed(features).vectors                           # (b, P, D)
                 n += vectors.shape[0] * vectors.shape[1]
                 coreset.check_memory(max(n, expected * vectors.shape[1]), vectors.shape[2], self.memory_limit_gb,
@@ -115,35 +124,37 @@ class PatchCore(PatchDetector):
         self.scaling_ = transforms.fit(self.scaling, collected, self.entropy_base)
         return collected if self.scaling_ is None else self.scaling_.in_place(collected)
 
-    def learn(self, collected):
+    def learn(self, collected: np.ndarray) -> Self:
         rows = coreset.size(self.bank, len(collected))
         if self.coreset == "greedy" and self.keeps_:
             self.rows_, self.found_seconds_ = selection.select(collected, rows, seed=self.seed,
                                                                projection=self.projection)
         else:
-            self.rows_, self.found_seconds_ = coreset.select(collected, rows, method=self.coreset, seed=self.seed,
-                                                             projection=self.projection), 0.0
+            self.found_seconds_ = 0.0
+            self.rows_ = coreset.select(collected, rows, method=self.coreset, seed=self.seed,
+                                        projection=self.projection)
         self._set_bank(torch.from_numpy(np.array(collected[self.rows_])))
         return self
 
-    def state(self):
-        self._learned("bank_")
-        scaling = {} if self.scaling_ is None else {"scaling.shift": self.scaling_.shift,
-                                                    "scaling.factor": self.scaling_.factor}
-        return {"bank": self.bank_} | scaling
+    def state(self) -> State:
+        state = {"bank": self._learned("bank_")}
+        if self.scaling_ is not None:
+            state |= {"scaling.shift": self.scaling_.shift, "scaling.factor": self.scaling_.factor}
+        return state
 
-    def restore(self, state):
-        self.scaling_ = None if self.scaling == "none" else transforms.Scaling(state["scaling.shift"],
-                                                                              state["scaling.factor"])
+    def restore(self, state: State) -> None:
+        self.scaling_ = None
+        if self.scaling != "none":
+            self.scaling_ = transforms.Scaling(state["scaling.shift"], state["scaling.factor"])
         self._set_bank(state["bank"])
 
-    def _embedding(self, scaling: transforms.Scaling | None = None):
+    def _embedding(self, scaling: transforms.Scaling | None = None) -> Callable[[Features], Patches]:
         """Feature maps -> Patches: activation, pooling, scaling of the channels."""
         embed, activate = self.embed_of(), transforms.ACTIVATIONS[self.activation]
 
-        def patches(features: Features) -> embedding.Patches:
-            found = embed({level: activate(x) for level, x in features.items()})
-            return found if scaling is None else found._replace(vectors=scaling(found.vectors))
+        def patches(features: Features) -> Patches:
+            embedded = embed({level: activate(x) for level, x in features.items()})
+            return embedded if scaling is None else embedded._replace(vectors=scaling(embedded.vectors))
 
         return patches
 

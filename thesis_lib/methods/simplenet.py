@@ -1,5 +1,6 @@
 """SimpleNet: a small network learns to tell patch vectors from the same ones with noise added.
 
+What is learned: an adaptor, D x D, and a discriminator that gives every patch a number, high where it is nominal.
 Source: Liu et al. 2023 (arXiv 2303.15023) and its published code; thesis ch. 5, where th- lacks its sign and the score,
 too: nominal patches get a high D, so the score is -D. Differs from the paper by default as the thesis' PatchCore does:
 pooled embedding (the paper's own is embedding="original_d1536"), 256 pixels.
@@ -7,7 +8,7 @@ Letters: B images, P patches, D embedding.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import numpy as np
 import torch
@@ -16,8 +17,9 @@ from torch import nn
 
 from thesis_lib.core import memory
 from thesis_lib.core.parameters import above, at_least, parameter
-from thesis_lib.methods.base import PatchDetector, Prediction
-from thesis_lib.methods.trained import Trained
+from thesis_lib.methods.base import PatchDetector, Prediction, Stages, State
+from thesis_lib.methods.trained import Optimizers, Schedules, Trained
+from thesis_lib.networks.maps import Extracted, Stored
 from thesis_lib.patches import embedding
 
 SLOPE = 0.2             # of the leaky ReLU
@@ -46,22 +48,24 @@ class SimpleNet(Trained, PatchDetector):
         above(self, 0, "noise", "margin", "adaptor_rate", "discriminator_rate")
 
     @property
-    def stages(self):
+    def stages(self) -> Stages:
         weight, bias, last = fold(self._learned("networks_"))
 
         def search(patches: embedding.Patches) -> torch.Tensor:
             inner = F.leaky_relu(F.linear(patches.vectors.flatten(0, 1), weight, bias), SLOPE, inplace=True)
             return -(inner @ last).view(-1, *patches.grid)                          # -D (B, h, w)
 
-        return {"extraction": self.extract, "embedding": self.embed_of(),
-                "search": search, "score": lambda heat: Prediction(heat.flatten(1).amax(dim=1), heat)}
+        def score(heat: torch.Tensor) -> Prediction:
+            return Prediction(heat.flatten(1).amax(dim=1), heat)
 
-    def gather(self, maps) -> np.ndarray:
+        return {"extraction": self.extract, "embedding": self.embed_of(), "search": search, "score": score}
+
+    def gather(self, maps: Extracted | Stored) -> np.ndarray:
         """Patches of all pictures (N, P, D) float32, in an unnamed file on disk: the network runs only once."""
         embed = self.embed_of()
         return memory.on_disk(embed(features).vectors for features in maps.batches(self.layers))
 
-    def architecture(self):
+    def architecture(self) -> nn.ModuleDict:
         d = self.embed_of().width(self.backbone_.channels)
         # The batch norm takes any bias in front of it away again; Adam would turn its gradient, rounding alone, into
         # full steps. The official code has both, the paper's adaptor has none.
@@ -74,21 +78,25 @@ class SimpleNet(Trained, PatchDetector):
                 nn.init.xavier_normal_(layer.weight)
         return networks
 
-    def optimizers(self, networks, steps):
-        return [torch.optim.AdamW(networks["adaptor"].parameters(), lr=self.adaptor_rate),
-                torch.optim.Adam(networks["discriminator"].parameters(), lr=self.discriminator_rate,
-                                 weight_decay=DECAY)], []
+    def optimizers(self, networks: nn.ModuleDict, steps: int) -> tuple[Optimizers, Schedules]:
+        adaptor = torch.optim.AdamW(networks["adaptor"].parameters(), lr=self.adaptor_rate)
+        discriminator = torch.optim.Adam(networks["discriminator"].parameters(), lr=self.discriminator_rate,
+                                         weight_decay=DECAY)
+        return [adaptor, discriminator], []
 
-    def steps_of(self, collected):
+    def steps_of(self, collected: np.ndarray) -> int:
         return self.epochs * self.passes * -(-len(collected) // self.batch)
 
-    def losses(self, networks, constants, collected, step):
+    def losses(self, networks: nn.ModuleDict, constants: State, collected: np.ndarray, step: int) -> State:
+        # 1. q, the adapted patches of some pictures.
         chosen = pictures_of(step, len(collected), self.batch, self.seed)
         patches = torch.from_numpy(collected[chosen]).to(self.torch_device).flatten(0, 1)     # (b*P, D)
         memory.release(collected)
         adapted = networks["adaptor"](patches).float()          # bfloat16 would round away noise as small as this
+        # 2. q-, the same with Gaussian noise: the anomalies that there are no pictures of.
         pseudo = adapted + self.noise * torch.randn_like(adapted)
-        # One batch of both: they must share the statistics of the batch norm.
+        # 3. max(0, th+ - D(q)) + max(0, D(q-) - th-), with th- = -th+. One batch of both: they must share the
+        #    statistics of the batch norm.
         d, d_pseudo = networks["discriminator"](torch.cat([adapted, pseudo])).float().view(2, -1)
         return {"nominal": F.relu(self.margin - d).mean(), "pseudo": F.relu(d_pseudo + self.margin).mean()}
 
@@ -105,8 +113,13 @@ def fold(networks: nn.ModuleDict) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
 
     A patch x has D = last @ leaky_relu(weight @ x + bias).
     """
-    adaptor, (first, norm, _, last) = networks["adaptor"], networks["discriminator"]
+    adaptor, (linear, batch_norm, _, output) = networks["adaptor"], cast(nn.Sequential, networks["discriminator"])
+    adapt, first, last = (cast(nn.Linear, layer).weight for layer in (adaptor, linear, output))
+    norm = cast(nn.BatchNorm1d, batch_norm)
+    assert norm.running_mean is not None and norm.running_var is not None           # it is one that counts them
+    # The adaptor's A and the first layer's W have no bias, the norm makes gamma (y - mu) / sqrt(var + eps) + beta of
+    # y = W A x:  with scale = gamma / sqrt(var + eps)  that is  (scale W A) x + (beta - scale mu).
     scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
-    weight = scale[:, None] * (first.weight.double() @ adaptor.weight.double())
+    weight = scale[:, None] * (first.double() @ adapt.double())
     bias = norm.bias - scale * norm.running_mean
-    return weight.float(), bias.float(), last.weight[0]
+    return weight.float(), bias.float(), last[0]

@@ -1,13 +1,15 @@
 """SPADE: the distance of a picture to its nearest training pictures, and of its patches to theirs.
 
+Nothing is learned but kept: of every training picture its pooled vector and its feature maps.
 Source: Cohen and Hoshen 2020 (arXiv 2005.02357); thesis sec. 2.6. Differs from the paper by default: the pooled vector
 is that of the deepest of `layers` (the paper's is the last level of the network, pooled=4). Nothing is random.
 Letters: N training pictures, B pictures, P positions, D embedding, K nearest pictures, kappa nearest patches.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -15,9 +17,10 @@ import torch
 from thesis_lib.core import memory
 from thesis_lib.core.errors import ThesisError
 from thesis_lib.core.parameters import one_of, parameter
-from thesis_lib.methods.base import PatchDetector, Prediction
+from thesis_lib.methods.base import PatchDetector, Prediction, Stages, State
 from thesis_lib.networks import backbones
 from thesis_lib.networks.backbones import Features
+from thesis_lib.networks.maps import Extracted, Stored
 from thesis_lib.patches import search
 from thesis_lib.patches.embedding import Patches
 from thesis_lib.patches.search import Search
@@ -57,20 +60,23 @@ class SPADE(PatchDetector):
         one_of("search", self.search, search.ENGINES)
         one_of("distance", self.distance, search.DISTANCES)
         for name in ("k", "kappa", "search_threads"):
-            if (value := getattr(self, name)) is not None and value < 1:
+            value = getattr(self, name)
+            if value is not None and value < 1:
                 raise ThesisError(f"{name}={value}: needs at least 1")
 
     @property
-    def stages(self):
+    def stages(self) -> Stages:
         finder = self._learned("search_")
 
-        def retrieve(pooled: Described) -> Retrieved:
-            return Retrieved(*finder.query(pooled.vectors, self.k), pooled.features)
+        def retrieve(described: Described) -> Retrieved:
+            distances, pictures = finder.query(described.vectors, self.k)
+            return Retrieved(distances, pictures, described.features)
 
-        def score(found: Retrieved) -> Prediction:
-            return Prediction(found.distances.mean(dim=1), lambda: self.locate(found.features, found.pictures))
+        def score(nearest: Retrieved) -> Prediction:
+            # The map is worked out when it is asked for: the thesis times the image score alone.
+            return Prediction(nearest.distances.mean(dim=1), lambda: self.locate(nearest.features, nearest.pictures))
 
-        return {"extraction": self.backbone_, "embedding": self._pool, "search": retrieve, "score": score}
+        return {"extraction": self.extract, "embedding": self._pool, "search": retrieve, "score": score}
 
     def locate(self, features: Features, pictures: torch.Tensor) -> torch.Tensor:
         """The pixel stage: map (B, h, w) = mean distance of each patch to its kappa nearest ones in the gallery.
@@ -79,11 +85,16 @@ class SPADE(PatchDetector):
         by picture, which gives the same neighbours and never needs its K*P*D numbers at once.
         """
         tests, grid = self.patches(features)                                       # (B, P, D)
-        kappa, maps = min(self.kappa, tests.shape[1]), []
+        kappa, maps = min(self.kappa, tests.shape[1]), []       # a training picture has P patches to be near to
         for test, nearest in zip(tests, pictures.tolist(), strict=True):
-            found = [self._engine().fit(self.patches(self._stored(picture)).vectors[0]).query(test, kappa)[0]
-                     for picture in nearest]                                        # K times (P, kappa)
-            best = torch.cat(found, dim=1)
+            # 1. Of each of the K training pictures the kappa patches nearest to each patch of the test picture.
+            candidates = []
+            for picture in nearest:
+                gallery = self.patches(self._stored(picture)).vectors[0]            # (P, D)
+                distances, _ = self._engine().fit(gallery).query(test, kappa)       # (P, kappa)
+                candidates.append(distances)
+            # 2. The kappa nearest of all are among these; their mean is the value of the map.
+            best = torch.cat(candidates, dim=1)                                     # (P, K * kappa)
             if self.kappa > best.shape[1]:
                 raise ThesisError(f"kappa={self.kappa}: the gallery of k={self.k} pictures has {best.shape[1]} patches")
             maps.append(best.topk(self.kappa, dim=1, largest=False).values.mean(dim=1).unflatten(0, grid))
@@ -94,47 +105,54 @@ class SPADE(PatchDetector):
         return self.embed_of()({level: features[level] for level in self.layers})
 
     @property
-    def levels(self):
-        return tuple(sorted({*self.layers, self.pooled}))
+    def levels(self) -> tuple[int, ...]:
+        return tuple(sorted({*self.layers, self._pooled_level}))
 
-    def gather(self, maps) -> np.ndarray:
+    def gather(self, maps: Extracted | Stored) -> np.ndarray:
         """Pooled vector and feature maps of each picture in one row (N, F) float32, in an unnamed file on disk."""
 
-        def rows():
+        def rows() -> Iterator[torch.Tensor]:
             for features in maps.batches(self.levels):
                 self.shapes_ = {level: tuple(features[level].shape[1:]) for level in self.layers}
-                yield torch.cat([self._pool(features).vectors, *(features[level].flatten(1) for level in self.layers)],
-                                dim=1)
+                flat = [features[level].flatten(1) for level in self.layers]        # (b, C * h * w) each
+                yield torch.cat([self._pool(features).vectors, *flat], dim=1)
 
         return memory.on_disk(rows())
 
-    def learn(self, collected):
+    def learn(self, collected: np.ndarray) -> Self:
         if self.k > len(collected):
             raise ThesisError(f"k={self.k}: needs 1 to {len(collected)}, the training pictures")
         self.pictures_ = collected                                                  # (N, F)
-        width = self.backbone_.channels[self.pooled]
+        width = self.backbone_.channels[self._pooled_level]                         # the vector is the row's begin
         self.search_ = self._engine().fit(torch.from_numpy(np.array(collected[:, :width])))
         return self
 
-    def state(self):
+    def state(self) -> State:
         self._learned("search_")
         return {"pictures": torch.from_numpy(np.array(self.pictures_)),
                 "shapes": torch.tensor([self.shapes_[level] for level in self.layers])}
 
-    def restore(self, state):
-        self.shapes_ = dict(zip(self.layers, map(tuple, state["shapes"].tolist()), strict=True))
+    def restore(self, state: State) -> None:
+        shapes = state["shapes"].tolist()
+        self.shapes_ = {level: tuple(shape) for level, shape in zip(self.layers, shapes, strict=True)}
         self.learn(state["pictures"].numpy())
+
+    @property
+    def _pooled_level(self) -> int:
+        """`pooled`, which is no longer None when the detector is there."""
+        assert self.pooled is not None
+        return self.pooled
 
     def _engine(self) -> Search:
         return search.ENGINES[self.search](self.distance, self.search_threads)
 
     def _pool(self, features: Features) -> Described:
-        return Described(features[self.pooled].mean(dim=(2, 3)), features)
+        return Described(features[self._pooled_level].mean(dim=(2, 3)), features)
 
     def _stored(self, picture: int) -> Features:
-        """Feature maps {level: (1, C, h, w)} of one training picture."""
+        """Feature maps {level: (1, C, h, w)} of one training picture, cut out of its row as `gather` has put them."""
         row, features = torch.from_numpy(np.array(self.pictures_[picture])), {}
-        start = self.backbone_.channels[self.pooled]
+        start = self.backbone_.channels[self._pooled_level]
         for level, shape in self.shapes_.items():
             features[level] = row[start:start + math.prod(shape)].reshape(1, *shape)
             start += math.prod(shape)

@@ -1,14 +1,15 @@
 """What the detectors have in common that learn by gradient descent: training, resume, states on the way, storing.
 
-No test picture is ever seen: "best on test", which the thesis criticises (sec. 4.4 and 5.3), is worked out afterwards
-by the evaluation, from the states that were kept on the way.
+In comes what `gather` has collected of nominal pictures, out come frozen networks and the constants that belong to
+them, as tensors by name; the loop itself is `training.descent`. No test picture is ever seen: "best on test", which the
+thesis criticises (sec. 4.4 and 5.3), is worked out afterwards by the evaluation, from the states kept on the way.
 """
 
 import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import nn
 
 from thesis_lib.core import files, identity, memory, paths
 from thesis_lib.core.parameters import at_least, one_of, parameter
-from thesis_lib.methods.base import Detector
+from thesis_lib.methods.base import Detector, State
 from thesis_lib.networks import backbones
 from thesis_lib.networks.torch_setup import check_torch_device, has_bfloat16
 from thesis_lib.training import descent
@@ -25,6 +26,8 @@ from thesis_lib.training import descent
 STEPS = ("train", "gather", "pictures", "architecture", "optimizers", "steps_of", "prepare", "losses", "calibrate")
 PRECISIONS = ("float32", "bfloat16", "auto")
 PRECISION_HELP = "of the training: float32, bfloat16, or auto: bfloat16 where the processor has units for it"
+Optimizers = Sequence[torch.optim.Optimizer]
+Schedules = Sequence[torch.optim.lr_scheduler.LRScheduler]
 
 
 @dataclass(kw_only=True)
@@ -52,7 +55,7 @@ class Trained(Detector):
         """The networks that are trained, freshly initialised; depends on the parameters and `backbone_` alone."""
         raise NotImplementedError
 
-    def optimizers(self, networks: nn.ModuleDict, steps: int) -> tuple[Sequence, Sequence]:
+    def optimizers(self, networks: nn.ModuleDict, steps: int) -> tuple[Optimizers, Schedules]:
         """Optimizers and learning rate schedules."""
         raise NotImplementedError
 
@@ -60,30 +63,30 @@ class Trained(Detector):
         """Steps of the whole training."""
         raise NotImplementedError
 
-    def prepare(self, collected: Any) -> dict[str, torch.Tensor]:
+    def prepare(self, collected: Any) -> State:
         """Constants that the training itself needs, such as the statistics of a teacher; no gradient."""
         return {}
 
-    def recipe(self) -> dict:
+    def recipe(self) -> dict[str, Any]:
         """The parameters that tell one training from another."""
-        found = self.deciding()
-        del found["weights"]                        # the path of a file; its hash is in the record
-        found.pop("torch_device", None)             # a condition of its steps
-        return found
+        deciding = self.deciding()
+        del deciding["weights"]                     # the path of a file; its hash is in the record
+        deciding.pop("torch_device", None)          # a condition of its steps
+        return deciding
 
     def pictures(self, collected: Any) -> np.ndarray:
         """What of the collected tells one training from another."""
         return collected
 
-    def losses(self, networks: nn.ModuleDict, constants: dict, collected: Any, step: int) -> dict:
+    def losses(self, networks: nn.ModuleDict, constants: State, collected: Any, step: int) -> State:
         """Named scalars whose sum is minimised. Random numbers come from torch's generator, set anew for each step."""
         raise NotImplementedError
 
-    def calibrate(self, networks: nn.ModuleDict, constants: dict, collected: Any) -> dict[str, torch.Tensor]:
+    def calibrate(self, networks: nn.ModuleDict, constants: State, collected: Any) -> State:
         """Constants of the finished networks, such as the quantiles of held-out nominal maps; no gradient."""
         return {}
 
-    def learn(self, collected):
+    def learn(self, collected: Any) -> Self:
         self.course_ = self.train(collected)
         self._take(self.course_.kept[self.course_.step])
         return self
@@ -105,18 +108,21 @@ class Trained(Detector):
         with torch.no_grad():
             constants = {name: value.to(self.torch_device) for name, value in self.prepare(collected).items()}
 
-        def losses(step: int) -> dict:
+        def losses(step: int) -> State:
             with torch.autocast(torch.device(self.torch_device).type, torch.bfloat16,
                                 enabled=self.precision == "bfloat16"):
                 return self.losses(networks, constants, collected, step)
 
         @torch.no_grad()
-        def snapshot() -> dict[str, torch.Tensor]:
+        def snapshot() -> State:
             networks.eval()
-            found = constants | self.calibrate(networks, constants, collected)
+            # What the training needed and what its state of now is calibrated to: `restore` takes both.
+            needed = constants | self.calibrate(networks, constants, collected)
             state = {f"networks.{key}": value.detach().cpu().clone() for key, value in networks.state_dict().items()}
             networks.train()
-            return state | {f"constants.{key}": value.cpu() for key, value in found.items()}
+            for key, value in needed.items():
+                state[f"constants.{key}"] = value.cpu()
+            return state
 
         optimizers, schedules = self.optimizers(networks, steps)
         return descent.descend(
@@ -124,32 +130,33 @@ class Trained(Detector):
             subject=subject, code=self.code(), keep=keep, snapshot=snapshot, every_s=self.checkpoint_s,
             torch_device=self.torch_device, what=f"{self.name}, seed {self.seed}")
 
-    def at(self, step: int) -> "Trained":
+    def at(self, step: int) -> Self:
         """The detector as it was after this step, one of `course_.kept`."""
         other = copy.copy(self)
         other._take(self.course_.kept[step])
         return other
 
-    def state(self):
+    def state(self) -> State:
         networks = self._learned("networks_")
-        return {f"networks.{key}": value for key, value in networks.state_dict().items()} | {
-            f"constants.{key}": value for key, value in self.constants_.items()}
+        state = {f"networks.{key}": value for key, value in networks.state_dict().items()}
+        for key, value in self.constants_.items():
+            state[f"constants.{key}"] = value
+        return state
 
-    def restore(self, state):
+    def restore(self, state: State) -> None:
         self._take(state)
 
     def code(self) -> dict[str, str]:
         """Module -> hash of what the steps of the training run through, as `descend` wants it."""
         return identity.steps(type(self), STEPS) | identity.code(backbones.__name__)
 
-    def _take(self, state: dict[str, torch.Tensor]) -> None:
-        with torch.random.fork_rng(devices=[]):
+    def _take(self, state: State) -> None:
+        """Networks and constants out of a state, frozen."""
+        with torch.random.fork_rng(devices=[]):         # PyTorch initialises from the global generator
             self.networks_ = self.architecture()
-        self.networks_.load_state_dict({key.removeprefix("networks."): value for key, value in state.items()
-                                        if key.startswith("networks.")})
+        self.networks_.load_state_dict(_below("networks.", state))
         self.networks_.eval().requires_grad_(False)
-        self.constants_ = {key.removeprefix("constants."): value for key, value in state.items()
-                           if key.startswith("constants.")}
+        self.constants_ = _below("constants.", state)
 
 
 def held_out(order: Sequence[int], share: float) -> tuple[list[int], list[int]]:
@@ -158,14 +165,20 @@ def held_out(order: Sequence[int], share: float) -> tuple[list[int], list[int]]:
     return list(order[count:]), list(order[:count])
 
 
-def standard(described: np.ndarray, numbers: Sequence[int]) -> dict[str, torch.Tensor]:
+def standard(described: np.ndarray, numbers: Sequence[int]) -> State:
     """Mean and deviation of every channel of maps (N, C, h, w) over these pictures, (C, 1, 1) each; in float64."""
     total = squares = torch.zeros(described.shape[1], dtype=torch.float64)
     for number in numbers:
-        one = torch.from_numpy(np.array(described[number])).double()
-        total, squares = total + one.mean((1, 2)), squares + one.square().mean((1, 2))
+        maps = torch.from_numpy(np.array(described[number])).double()               # (C, h, w)
+        total, squares = total + maps.mean((1, 2)), squares + maps.square().mean((1, 2))
         memory.release(described)
+    # All maps have one size, so the mean over the pictures of their means is that over all positions.
     mean = total / len(numbers)
     std = (squares / len(numbers) - mean.square()).clamp(min=1e-12).sqrt()
     return {"mean": mean.float()[:, None, None], "std": std.float()[:, None, None]}
+
+
+def _below(prefix: str, state: State) -> State:
+    """The tensors whose names begin so, without the prefix."""
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 

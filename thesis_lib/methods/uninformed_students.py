@@ -1,5 +1,7 @@
 """Uninformed Students: where several students fail to say what their teacher says, and disagree, there is an anomaly.
 
+What is learned: for every patch size a teacher, distilled from a large network, and students who follow it on nominal
+pictures; and mean and deviation of their error and variance.
 Source: Bergmann et al. 2020 (arXiv 1911.02357); thesis sec. 4.2, where the decoder is the wrong way round, and mean and
 deviation of error and variance come from the picture itself: here they come from nominal pictures held out. Differs
 from the paper: all students of a step see the same picture, the correlations of the compactness are squared (their
@@ -7,8 +9,9 @@ plain sum has no lower bound), the teacher's learning rate falls along a cosine.
 Letters: B images, N nominal ones, L patch sizes p, M students, d length of a descriptor, h, w grid.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -18,12 +21,15 @@ from torch import nn
 from thesis_lib.core import memory
 from thesis_lib.core.errors import ThesisError
 from thesis_lib.core.parameters import above, at_least, parameter, share
-from thesis_lib.methods.base import Prediction
-from thesis_lib.methods.trained import PRECISION_HELP, Trained, held_out, standard
+from thesis_lib.methods.base import Prediction, Stages, State
+from thesis_lib.methods.trained import PRECISION_HELP, Optimizers, Schedules, Trained, held_out, standard
 from thesis_lib.networks import backbones, patchnets
+from thesis_lib.networks.maps import Extracted, Stored
 from thesis_lib.networks.patchnets import PatchNetwork
 from thesis_lib.networks.torch_setup import check_torch_device
 from thesis_lib.training import sources, teachers
+
+Compared = list[tuple[torch.Tensor, torch.Tensor]]      # regression error e and predictive variance v of every p
 
 
 class TaughtPatches(NamedTuple):
@@ -56,7 +62,7 @@ class UninformedStudents(Trained):
     held_out: float = parameter(0.1, "share of the pictures that only set mean and deviation of error and variance")
 
     name: ClassVar[str] = "uninformed_students"
-    calibration: ClassVar[int] = 1
+    calibration: ClassVar[int] = 1      # type: ignore[misc]  # takes the field away: there is no int8 to calibrate
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,24 +79,26 @@ class UninformedStudents(Trained):
         at_least(self, 0, "compactness", "metric", "decay")
         share(self, "held_out")
 
-    def parameters(self, identity_only=False):
-        found = super().parameters(identity_only)
+    def parameters(self, identity_only: bool = False) -> dict[str, Any]:
+        given = super().parameters(identity_only)
         if identity_only and self.source != "nominal":      # a folder counts for its pictures, not for where it lies
-            found["source"] = sources.parse(self.source, 32, 1).identity
-        return found
+            given["source"] = sources.parse(self.source, 32, 1).identity
+        return given
 
     @property
-    def stages(self):
+    def stages(self) -> Stages:
         networks, constants = self._learned("networks_"), self.constants_
 
-        def outputs(images: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        def outputs(images: torch.Tensor) -> Compared:
             self.check_size(images)
-            described = torch.cat([describe(networks[f"teacher{p}"], images, self.stride) for p in self.patch_sizes], 1)
-            return self._compared(networks, constants, images, described)
+            return self._compared(networks, constants, images, self._taught(networks, images))
 
-        return {"extraction": outputs, "score": lambda maps: self._score(maps, constants["moments"])}
+        def score(maps: Compared) -> Prediction:
+            return self._score(maps, constants["moments"])
 
-    def gather(self, maps) -> TaughtPatches:
+        return {"extraction": outputs, "score": score}
+
+    def gather(self, maps: Extracted | Stored) -> TaughtPatches:
         """All pictures, and what the teachers say of them, on disk; teachers that are not at hand are distilled."""
         check_torch_device(self.torch_device)
         images = memory.on_disk(maps.pictures())
@@ -102,31 +110,33 @@ class UninformedStudents(Trained):
         self.teachers_ = nn.ModuleDict({f"teacher{p}": self._teacher(p, images) for p in self.patch_sizes})
 
         @torch.no_grad()
-        def described():
+        def described() -> Iterator[torch.Tensor]:
             for index in range(len(images)):
                 image = torch.from_numpy(np.array(images[index:index + 1])).to(self.torch_device)
-                yield torch.cat([describe(teacher, image, self.stride) for teacher in self.teachers_.values()], 1).cpu()
+                yield self._taught(self.teachers_, image).cpu()
 
         collected = TaughtPatches(images, memory.on_disk(described()))
         self.teachers_.to("cpu")
         return collected
 
-    def pictures(self, collected):
+    def pictures(self, collected: TaughtPatches) -> np.ndarray:
         return collected.images
 
-    def architecture(self):
-        networks = {f"teacher{p}": PatchNetwork(p, self.channels) for p in self.patch_sizes}
-        students = {f"student{p}_{number}": PatchNetwork(p, self.channels)
-                    for p in self.patch_sizes for number in range(self.students)}
-        networks = nn.ModuleDict(networks | students).to(memory_format=torch.channels_last)
+    def architecture(self) -> nn.ModuleDict:
+        fixed = {f"teacher{p}": PatchNetwork(p, self.channels) for p in self.patch_sizes}
+        trained = {f"student{p}_{m}": PatchNetwork(p, self.channels)
+                   for p in self.patch_sizes for m in range(self.students)}
+        networks = nn.ModuleDict(fixed | trained)
+        # The types that come with torch lack this argument.
+        networks.to(memory_format=torch.channels_last)      # type: ignore[call-overload]
         if "teachers_" in vars(self):       # else they come with the state
             networks.load_state_dict(self.teachers_.state_dict(), strict=False)
         return networks
 
-    def steps_of(self, collected):
+    def steps_of(self, collected: TaughtPatches) -> int:
         return self.epochs * len(self.split(len(collected.images))[0])
 
-    def optimizers(self, networks, steps):
+    def optimizers(self, networks: nn.ModuleDict, steps: int) -> tuple[Optimizers, Schedules]:
         students = [weight for name, network in networks.items() if name.startswith("student")
                     for weight in network.parameters()]
         return [torch.optim.Adam(students, lr=self.rate, weight_decay=self.decay)], []
@@ -135,58 +145,82 @@ class UninformedStudents(Trained):
         """Numbers of the pictures that are trained on, and of those that are held out."""
         return held_out(np.random.default_rng(self.seed).permutation(count).tolist(), self.held_out)
 
-    def prepare(self, collected):
+    def prepare(self, collected: TaughtPatches) -> State:
         """Mean and deviation of every number of the teachers over the pictures trained on, (L * d, 1, 1) each."""
         return standard(collected.described, self.split(len(collected.images))[0])
 
-    def losses(self, networks, constants, collected, step):
+    def losses(self, networks: nn.ModuleDict, constants: State, collected: TaughtPatches, step: int) -> State:
+        # 1. One picture a step; every epoch visits all of them, in an order of its own.
         trained, _ = self.split(len(collected.images))
         epoch, number = divmod(step, len(trained))
         index = trained[np.random.default_rng([self.seed, epoch]).permutation(len(trained))[number]]
         image, described = self._taken(collected, index)
+        # 2. For each p: every student comes near to the normalised descriptor of its teacher, each for itself.
         targets = ((described - constants["mean"]) / constants["std"]).split(self.channels, dim=1)
-        return {f"p{p}": sum((describe(networks[f"student{p}_{m}"], image, self.stride).float() - target)
-                             .square().sum(1).mean() for m in range(self.students))
-                for p, target in zip(self.patch_sizes, targets, strict=True)}
+        parts = {}
+        for p, target in zip(self.patch_sizes, targets, strict=True):
+            errors = []
+            for m in range(self.students):
+                said = self._said(networks, f"student{p}_{m}", image).float()       # (1, d, h, w)
+                errors.append((said - target).square().sum(1).mean())
+            parts[f"p{p}"] = sum(errors[1:], errors[0])
+        return parts
 
-    def calibrate(self, networks, constants, collected):
+    def calibrate(self, networks: nn.ModuleDict, constants: State, collected: TaughtPatches) -> State:
         """(L, 2, 2): mean and deviation of e and of v for each p, over all positions of the pictures held out."""
-        found = [self._compared(networks, constants, *self._taken(collected, index))
-                 for index in self.split(len(collected.images))[1]]
+        compared = [self._compared(networks, constants, *self._taken(collected, index))
+                    for index in self.split(len(collected.images))[1]]
         moments = []
-        for maps in zip(*found, strict=True):
+        for maps in zip(*compared, strict=True):            # of one p, a pair (e, v) per picture
             values = torch.stack([torch.stack(pair) for pair in maps]).double()     # (n, 2, 1, h, w)
             values = values.transpose(0, 1).flatten(1)
             moments.append(torch.stack([values.mean(1), values.std(1).clamp(min=1e-12)], dim=1))
         return {"moments": torch.stack(moments).float()}
 
     def _taken(self, collected: TaughtPatches, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return tuple(torch.from_numpy(np.array(values[index:index + 1])).to(self.torch_device) for values in collected)
+        """A picture (1, 3, H, W), and what the teachers say of it (1, L * d, h, w)."""
+        image = torch.from_numpy(np.array(collected.images[index:index + 1])).to(self.torch_device)
+        described = torch.from_numpy(np.array(collected.described[index:index + 1])).to(self.torch_device)
+        return image, described
 
-    def _compared(self, networks, constants, images, described) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def _said(self, networks: nn.ModuleDict, name: str, images: torch.Tensor) -> torch.Tensor:
+        """(B, d, h, w): what one of the networks says."""
+        return describe(cast(PatchNetwork, networks[name]), images, self.stride)
+
+    def _taught(self, networks: nn.ModuleDict, images: torch.Tensor) -> torch.Tensor:
+        """(B, L * d, h, w): what the teachers say, one below the other."""
+        return torch.cat([self._said(networks, f"teacher{p}", images) for p in self.patch_sizes], 1)
+
+    def _compared(self, networks: nn.ModuleDict, constants: State, images: torch.Tensor,
+                  described: torch.Tensor) -> Compared:
         """Regression error e and predictive variance v, (B, h, w) each, for every p."""
         targets = ((described - constants["mean"]) / constants["std"]).split(self.channels, dim=1)
-        found = []
+        compared = []
         for p, target in zip(self.patch_sizes, targets, strict=True):
-            said = torch.stack([describe(networks[f"student{p}_{m}"], images, self.stride).float()
+            said = torch.stack([self._said(networks, f"student{p}_{m}", images).float()
                                 for m in range(self.students)])                     # (M, B, d, h, w)
-            found.append(error_and_variance(said, target))
-        return found
+            compared.append(error_and_variance(said, target))
+        return compared
 
-    def _score(self, maps, moments: torch.Tensor) -> Prediction:
-        heat = sum((value - mean) / std for pair, both in zip(maps, moments, strict=True)
-                   for value, (mean, std) in zip(pair, both, strict=True)) / len(maps)
+    def _score(self, maps: Compared, moments: torch.Tensor) -> Prediction:
+        """Map (B, h, w): mean over all p of (e - e_mu) / e_sigma + (v - v_mu) / v_sigma. Its maximum is the score."""
+        normalised = []
+        for (e, v), ((e_mu, e_sigma), (v_mu, v_sigma)) in zip(maps, moments, strict=True):
+            normalised += [(e - e_mu) / e_sigma, (v - v_mu) / v_sigma]
+        heat = sum(normalised[1:], normalised[0]) / len(maps)
         return Prediction(heat.flatten(1).amax(1), heat)
 
     def _teacher(self, p: int, images: np.ndarray) -> PatchNetwork:
-        count = -(-self.teacher_batch // teachers.PATCHES)
+        """Of p x p pixels, distilled from the network unless that has been done before."""
+        count = -(-self.teacher_batch // teachers.PATCHES)      # pictures that so many patches are cut out of
         source = (teachers.NominalSource(images, count, self.teacher_seed) if self.source == "nominal"
                   else sources.parse(self.source, 4 * p, count, self.teacher_seed))
         lesson = teachers.Lesson(
             p=p, channels=self.channels, steps=self.teacher_steps, batch=self.teacher_batch, rate=self.teacher_rate,
             decay=self.decay, compactness=self.compactness, metric=self.metric, precision=self.precision,
             seed=self.teacher_seed)
-        return teachers.teach(lesson, self.backbone_, source, self.checkpoint_s, self.torch_device)
+        network = cast(backbones.Backbone, self.backbone_)      # engine eager is the only one here
+        return teachers.teach(lesson, network, source, self.checkpoint_s, self.torch_device)
 
 
 def describe(network: PatchNetwork, images: torch.Tensor, stride: int) -> torch.Tensor:

@@ -16,7 +16,8 @@ DROPOUT = 0.2
 
 def build(side: int, channels: int) -> nn.Sequential:
     """Images (B, 3, side, side) -> (B, channels, side/4 - 8, side/4 - 8), through 64 numbers."""
-    layers, inputs = {}, 3
+    layers: dict[str, nn.Module] = {}
+    inputs = 3
     for number, width in enumerate((32, 32, 64, 64, 64), start=1):
         layers |= {f"encode{number}": nn.Conv2d(inputs, width, 4, 2, 1), f"relu{number}": nn.ReLU(inplace=True)}
         inputs = width

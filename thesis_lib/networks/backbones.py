@@ -1,4 +1,4 @@
-"""Frozen networks, cut after the deepest wanted level, that return their feature maps.
+"""Frozen networks, cut after the deepest wanted level: images (B, 3, H, W) go in, feature maps of each level come out.
 
 Levels 1 to 4 are layer1..layer4 of a ResNet and the four stages of a ConvNeXt (strides 4, 8, 16, 32), both
 torchvision's. A PDN has one level, its output (stride 4).
@@ -6,6 +6,7 @@ torchvision's. A PDN has one level, its output (stride 4).
 
 from collections.abc import Sequence
 from functools import cache
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,18 @@ Features = dict[int, torch.Tensor]      # level -> maps (B, C, h, w)
 TAPS = ("output", "preactivation", "branch")
 
 
+class Network(Protocol):
+    """What makes pictures to feature maps, whatever runs it: a `Backbone`, or one that was exported or quantised."""
+
+    name: str
+    layers: tuple[int, ...]
+    weights: dict[str, Any]
+    channels: dict[int, int]
+    strides: dict[int, int]
+
+    def __call__(self, images: torch.Tensor) -> Features: ...
+
+
 class Backbone(nn.Module):
     """Images (B, 3, H, W) -> {level: (B, C, h, w)}.
 
@@ -33,14 +46,15 @@ class Backbone(nn.Module):
     inner branch before layer scale and skip connection (ConvNeXt). What the next level is given does not depend on it.
     """
 
-    def __init__(self, name: str, levels: nn.ModuleDict, layers: Sequence[int], weights: dict, tap: str = "output"):
+    def __init__(self, name: str, levels: nn.ModuleDict, layers: Sequence[int], weights: dict[str, Any],
+                 tap: str = "output") -> None:
         super().__init__()
         self.name, self.layers, self.weights, self.tap = name, check(name, layers, tap), weights, tap
         self.levels = levels
         self.channels, self.strides = shapes(name, self.layers)
 
     @torch.no_grad()
-    def forward(self, images: torch.Tensor) -> dict[int, torch.Tensor]:
+    def forward(self, images: torch.Tensor) -> Features:
         check_images(self.name, images)
         return dict(zip(self.layers, _walk(self.levels, self.layers, images, self.tap), strict=True))
 
@@ -58,7 +72,7 @@ class Backbone(nn.Module):
 class Maps(nn.Module):
     """The bare network of a backbone, images -> tuple of maps: no check and no dict, so that tools can trace it."""
 
-    def __init__(self, backbone: Backbone):
+    def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.levels, self.layers, self.tap = backbone.levels, backbone.layers, backbone.tap
         self.eval()
@@ -95,7 +109,7 @@ def at_hand(name: str, layers: Sequence[int], weights: str) -> bool:
     return True
 
 
-def restore(name: str, layers: Sequence[int], state: dict[str, torch.Tensor], origin: dict,
+def restore(name: str, layers: Sequence[int], state: dict[str, torch.Tensor], origin: dict[str, Any],
             tap: str = "output") -> Backbone:
     """Backbone from its own `levels.state_dict()`, as a saved detector holds it."""
     layers = check(name, layers)
@@ -112,17 +126,24 @@ def check(name: str, layers: Sequence[int] | None, tap: str = "output") -> tuple
     if name not in NAMES:
         raise ThesisError(f"backbone={name!r}: needs one of {', '.join(NAMES)}")
     known = (1,) if name in PDNS else (1, 2, 3, 4)
-    levels = known[:2][-1:] if layers is None else tuple(sorted(set(layers)))
+    if layers is None:
+        layers = known[:2][-1:]
+    levels = tuple(sorted(set(layers)))
     if not levels or not set(levels) <= set(known):
         raise ThesisError(f"layers={','.join(map(str, layers))}: needs one or more of {', '.join(map(str, known))}"
                          + (f", {name} has one level" if name in PDNS else ""))
-    possible = ("output", *(["preactivation"] if name in RESNETS else ["branch"] if name in CONVNEXTS else []))
-    if tap not in possible:
-        raise ThesisError(f"tap={tap!r}: {name} has {' and '.join(possible)}")
+    taps = ["output"]
+    if name in RESNETS:
+        taps.append("preactivation")
+    elif name in CONVNEXTS:
+        taps.append("branch")
+    if tap not in taps:
+        raise ThesisError(f"tap={tap!r}: {name} has {' and '.join(taps)}")
     return levels
 
 
 def check_images(name: str, images: torch.Tensor) -> None:
+    """ThesisError for what is no batch of colour pictures, or too small for the network."""
     if images.ndim != 4 or images.shape[1] != 3:
         raise ThesisError(f"images of shape {tuple(images.shape)}: needs (B, 3, H, W)")
     if name in PDNS and min(images.shape[-2:]) < FIELD:
@@ -130,14 +151,17 @@ def check_images(name: str, images: torch.Tensor) -> None:
 
 
 def _walk(levels: nn.ModuleDict, layers: Sequence[int], x: torch.Tensor, tap: str) -> tuple[torch.Tensor, ...]:
+    """Maps of the wanted layers; each level is given what the one before it puts out, whatever is tapped."""
     maps = []
     for level, block in levels.items():
-        if tap == "output" or int(level) not in layers:
-            found = x = block(x)
+        if int(level) not in layers:
+            x = block(x)
+        elif tap == "output":
+            x = block(x)
+            maps.append(x)
         else:
-            found, x = _tapped(block, x)
-        if int(level) in layers:
-            maps.append(found)
+            inner, x = _tapped(block, x)
+            maps.append(inner)
     return tuple(maps)
 
 
@@ -156,12 +180,11 @@ def _trunk(name: str, layers: Sequence[int]) -> nn.ModuleDict:
     return nn.ModuleDict({str(level): blocks[level - 1] for level in range(1, max(layers) + 1)})
 
 
-def _tapped(level: nn.Sequential, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _tapped(level: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """What the last block of a level computes inside, and the level's output."""
-    blocks = level[-1] if isinstance(level[-1], nn.Sequential) else level       # level 1 begins with the stem
-    for module in (*level[:-1], *blocks[:-1]) if blocks is not level else blocks[:-1]:
-        x = module(x)
-    last = blocks[-1]
+    *before_last, last = _blocks(level)
+    for block in before_last:
+        x = block(x)
     if hasattr(last, "layer_scale"):                                            # ConvNeXt: x + scale * branch(x)
         branch = last.block(x)
         return branch, x + last.layer_scale * branch
@@ -169,43 +192,55 @@ def _tapped(level: nn.Sequential, x: torch.Tensor) -> tuple[torch.Tensor, torch.
     inner = last.bn2(last.conv2(inner))
     if hasattr(last, "conv3"):
         inner = last.bn3(last.conv3(last.relu(inner)))
-    before = inner + (x if last.downsample is None else last.downsample(x))
-    return before, F.relu(before)
+    preactivation = inner + (x if last.downsample is None else last.downsample(x))
+    return preactivation, F.relu(preactivation)
+
+
+def _blocks(level: nn.Module) -> list[Any]:
+    """Blocks of torchvision's that a level walks through, their kind depends on the network; before them the stem or
+    the downsampling, where the level begins with one and holds its blocks as a list of their own.
+    """
+    parts = list(level.children())
+    return [*parts[:-1], *parts[-1]] if isinstance(parts[-1], nn.Sequential) else parts
 
 
 def shapes(name: str, layers: Sequence[int]) -> tuple[dict[int, int], dict[int, int]]:
     """Channels and strides of these levels."""
-    every = _pyramid(name)
-    return {level: every[level][0] for level in layers}, {level: every[level][1] for level in layers}
+    pyramid = _pyramid(name)
+    return {level: pyramid[level][0] for level in layers}, {level: pyramid[level][1] for level in layers}
 
 
 @cache
 def _pyramid(name: str) -> dict[int, tuple[int, int]]:
     """(channels, stride) of every level, read off tensors without storage; a PDN cuts a rim off."""
+    pyramid = {}
     with torch.device("meta"), torch.no_grad():
-        x, wider, found = torch.empty(1, 3, 64, 64), torch.empty(1, 3, 64, 128), {}
+        # A picture that is 64 pixels wider has a map that is 64 / stride positions wider.
+        x, wider = torch.empty(1, 3, 64, 64), torch.empty(1, 3, 64, 128)
         for level, block in _trunk(name, (1, 2, 3, 4)).eval().items():
             x, wider = block(x), block(wider)
-            found[int(level)] = x.shape[1], 64 // (wider.shape[-1] - x.shape[-1])
-    return found
+            pyramid[int(level)] = x.shape[1], 64 // (wider.shape[-1] - x.shape[-1])
+    return pyramid
 
 
 def _torchvision_key(name: str, key: str) -> str:
     """Key of our trunk -> key in torchvision's checkpoint ("1.0.1.weight" -> "bn1.weight")."""
     level, *rest = key.split(".")
-    level = int(level)
     if name in PDNS:
         return ".".join(rest)
     if name in RESNETS:
-        if level > 1:
+        if level != "1":
             return ".".join([f"layer{level}", *rest])
         part, *rest = rest
-        return ".".join([f"{('conv1', 'bn1')[int(rest.pop(0))]}" if part == "0" else "layer1", *rest])
-    part, *rest = rest
-    return ".".join(["features", str(2 * (level - 1) + int(part)), *rest])
+        if part == "1":                                 # level 1 is (stem, layer1)
+            return ".".join(["layer1", *rest])
+        place, *rest = rest
+        return ".".join([("conv1", "bn1")[int(place)], *rest])
+    part, *rest = rest                                  # a level is (stem or downsampling, stage)
+    return ".".join(["features", str(2 * (int(level) - 1) + int(part)), *rest])
 
 
-def _state(name: str, layers: Sequence[int], state: dict, source: str) -> dict[str, torch.Tensor]:
+def _state(name: str, layers: Sequence[int], state: dict[str, torch.Tensor], source: str) -> dict[str, torch.Tensor]:
     """State of our trunk out of a checkpoint with torchvision's key names."""
     with torch.device("meta"):
         trunk = _trunk(name, layers)

@@ -11,6 +11,8 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,27 +40,28 @@ class Graph:
     It runs on as many threads as torch is set to when it is called.
     """
 
-    def __init__(self, model: bytes, what: str):
+    def __init__(self, model: bytes, what: str) -> None:
         self.model, self.what = model, what
         self._open()
 
     def __call__(self, images: torch.Tensor) -> list[torch.Tensor]:
         if self._threads != torch.get_num_threads():
             self._open()
-        return [torch.from_numpy(one) for one in self._session.run(None, {"images": images.detach().numpy()})]
+        outputs = self._session.run(None, {"images": images.detach().numpy()})
+        return [torch.from_numpy(values) for values in outputs]
 
     def _open(self) -> None:
         """A session keeps the threads it was made with, so another number needs another session."""
         _package("onnxruntime")
         self._threads = torch.get_num_threads()
-        with _told(self.what):
+        with _explained(self.what):
             self._session = session(self.model, self._threads)
 
 
 class Exported:
     """A backbone in ONNX Runtime."""
 
-    def __init__(self, name: str, layers: Sequence[int], weights: dict, model: bytes):
+    def __init__(self, name: str, layers: Sequence[int], weights: dict[str, Any], model: bytes) -> None:
         self.name, self.layers, self.weights, self.model = name, tuple(layers), weights, model
         self.channels, self.strides = backbones.shapes(name, self.layers)
         self._graph = Graph(model, f"the network of {name}")
@@ -122,11 +125,12 @@ def convert(module: torch.nn.Module, example: tuple[torch.Tensor, ...], what: st
     """
     _package("onnx")
     file = io.BytesIO()
-    with _told(what), warnings.catch_warnings():
+    with _explained(what), warnings.catch_warnings():
         for message in DEPRECATIONS:
             warnings.filterwarnings("ignore", message, DeprecationWarning)
-        torch.onnx.export(module, example, file, input_names=list(inputs), output_names=list(outputs),
-                          dynamic_axes=free, opset_version=OPSET, dynamo=False)
+        torch.onnx.export(module, example, file,        # type: ignore[arg-type]  # this exporter takes an open file, too
+                          input_names=list(inputs), output_names=list(outputs), dynamic_axes=free,
+                          opset_version=OPSET, dynamo=False)
     return file.getvalue()
 
 
@@ -135,7 +139,7 @@ def state(backbone: backbones.Backbone | Exported) -> dict[str, torch.Tensor]:
     return packed(backbone.model) if isinstance(backbone, Exported) else backbone.levels.state_dict()
 
 
-def restore(name: str, layers: Sequence[int], state: dict[str, torch.Tensor], weights: dict,
+def restore(name: str, layers: Sequence[int], state: dict[str, torch.Tensor], weights: dict[str, Any],
             tap: str = "output") -> backbones.Backbone | Exported:
     """Backbone as a saved detector holds it; the engine is the one that it was saved with."""
     if MODEL in state:
@@ -149,14 +153,18 @@ def packed(model: bytes) -> dict[str, torch.Tensor]:
 
 
 def unpacked(state: dict[str, torch.Tensor]) -> bytes:
+    """The bytes that `packed` was given."""
     return state[MODEL].numpy().tobytes()
 
 
-def record(engine: str) -> dict | None:
+def record(engine: str) -> dict[str, Any] | None:
     """What a result of ONNX Runtime depends on besides the parameters; part of its identity."""
     if engine == "eager":
         return None
-    return {"onnxruntime": version_of("onnxruntime")} | ({"reduce_range": reduce_range()} if engine == "int8" else {})
+    facts: dict[str, Any] = {"onnxruntime": version_of("onnxruntime")}
+    if engine == "int8":
+        facts["reduce_range"] = reduce_range()
+    return facts
 
 
 def reduce_range(cpuinfo: str = "/proc/cpuinfo") -> bool:
@@ -178,7 +186,7 @@ def int8(model: bytes, what: str, images: Iterable[torch.Tensor], seven_bits: bo
     seven_bits: whether weights keep to 7 bits; None asks `reduce_range`.
     """
     _package("onnxruntime")
-    with _told(what):
+    with _explained(what):
         return quantize.qdq(model, images, reduce_range=reduce_range() if seven_bits is None else seven_bits)
 
 
@@ -195,7 +203,8 @@ def _some(images: Iterable[torch.Tensor] | None, count: int) -> Iterable[torch.T
     return [image[None] for image in evenly(singles, count)]
 
 
-def _package(name: str):
+def _package(name: str) -> ModuleType:
+    """The imported package; EngineError where it is not installed."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -204,7 +213,7 @@ def _package(name: str):
 
 
 @contextmanager
-def _told(what: str) -> Iterator[None]:
+def _explained(what: str) -> Iterator[None]:
     """Exporter, quantiser and runtime have no common exception: whatever they raise becomes one line."""
     try:
         yield

@@ -1,4 +1,8 @@
-"""Feature maps of pictures, batch after batch: computed as they are read, or kept on disk for whoever asks again."""
+"""Feature maps of pictures, batch after batch: computed as they are read, or kept on disk for whoever asks again.
+
+A network and batches of images (b, 3, H, W) go in; {level: maps (b, C, h, w)} comes out, a batch at a time. Letters: N
+pictures, C channels of a level, h, w its grid.
+"""
 
 import json
 import logging
@@ -6,12 +10,12 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache, cached_property
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypedDict
 
 import numpy as np
 import torch
@@ -19,15 +23,27 @@ import torch
 from thesis_lib.core import files, identity, memory, paths, stamp
 from thesis_lib.core.errors import ThesisError
 from thesis_lib.core.parameters import deciding, values
-from thesis_lib.core.preprocess import Preprocess
+from thesis_lib.core.preprocess import Preprocess, Sample
 from thesis_lib.core.progress import track
 from thesis_lib.data.pictures import Pictures
-from thesis_lib.networks.backbones import Features
+from thesis_lib.networks.backbones import Features, Network
 
 log = logging.getLogger(__name__)
 LIMIT_GB = 4.0          # of kept maps, where THESIS_FEATURES_GB says nothing else
 SPARE_GB = 2.0          # of the disk, which kept maps leave free
 ABANDONED_S = 86_400    # a file that nobody has written to for a day will not be finished
+
+
+class Facts(TypedDict):
+    """What has to be known of the maps of one level to read them: JSON beside the file that holds their numbers."""
+
+    sizes: list[int]        # pictures of each batch
+    seconds: float          # that computing the maps took, all levels together
+    channels_last: bool     # a picture's maps lie as (h, w, C), not as (C, h, w)
+    shape: list[int]        # of one picture's maps, as they lie
+
+
+Level = tuple[Facts, np.memmap]
 
 
 class Extracted:
@@ -39,24 +55,25 @@ class Extracted:
     seconds = found_seconds = 0.0       # spent beforehand; see Stored
     keeps = False                       # what is made of them, for the next evaluation
 
-    def __init__(self, backbone, images: Iterable[torch.Tensor]):
+    def __init__(self, backbone: Network, images: Iterable[torch.Tensor]) -> None:
         self.backbone, self.images = backbone, images
-        self.samples = getattr(images, "samples", ())
+        self.samples: tuple[Sample, ...] = getattr(images, "samples", ())
         self.preprocess: Preprocess | None = getattr(images, "preprocess", None)    # None: nobody told
         self.image_size: tuple[int, int] | None = None      # (H, W), as soon as one was seen
 
     def pictures(self) -> Iterator[torch.Tensor]:
         """The batches of images themselves; ThesisError where they are not all of one size."""
         for batch in self.images:
-            self.image_size = self.image_size or tuple(batch.shape[-2:])
-            if tuple(batch.shape[-2:]) != self.image_size:
-                raise ThesisError(f"images of {_by(batch.shape[-2:])} pixels after some of {_by(self.image_size)}: fit "
-                                  "needs one size")
+            height, width = batch.shape[-2:]
+            self.image_size = self.image_size or (height, width)
+            if (height, width) != self.image_size:
+                raise ThesisError(f"images of {height}x{width} pixels after some of {self.image_size[0]}x"
+                                  f"{self.image_size[1]}: fit needs one size")
             yield batch
 
     def batches(self, layers: Iterable[int]) -> Iterator[Features]:
         """{level: (b, C, h, w)} of these levels for every batch; the next one is read meanwhile."""
-        count = len(self.images) if hasattr(self.images, "__len__") else None
+        count = len(self.images) if isinstance(self.images, Sized) else None
         for batch in track(_ahead(self.pictures()), count, "features"):
             features = self.backbone(batch)
             yield {level: features[level] for level in layers}
@@ -71,19 +88,22 @@ class Stored:
     where all of them were found.
     """
 
-    def __init__(self, extracted: Extracted):
+    def __init__(self, extracted: Extracted) -> None:
         self.extracted, self.images, self.samples = extracted, extracted.images, extracted.samples
         self.preprocess, self.found_seconds = extracted.preprocess, 0.0
 
     @property
     def seconds(self) -> float:
         """What computing the maps took, whenever that was done; 0 as long as nobody has asked for one."""
-        return max((facts["seconds"] for facts, _ in vars(self).get("_levels", {}).values()), default=0.0)
+        levels: dict[int, Level] = vars(self).get("_levels", {})        # not computed by asking for them
+        return max((facts["seconds"] for facts, _ in levels.values()), default=0.0)
 
     @property
     def image_size(self) -> tuple[int, int] | None:
         """(H, W) of the images; of maps that were found nobody has seen one."""
-        return self.extracted.image_size or (self.preprocess and (self.preprocess.side,) * 2)
+        if self.extracted.image_size is None and self.preprocess is not None:
+            return self.preprocess.side, self.preprocess.side
+        return self.extracted.image_size
 
     def pictures(self) -> Iterator[torch.Tensor]:
         """The batches of images themselves."""
@@ -91,33 +111,45 @@ class Stored:
 
     def batches(self, layers: Iterable[int]) -> Iterator[Features]:
         """{level: (b, C, h, w)} of these levels for every batch; the others are not read."""
-        read = {level: self._levels[level] for level in layers}
-        first = 0
-        for size in next(iter(read.values()))[0]["sizes"]:
-            batch = {level: torch.from_numpy(np.array(rows[first:first + size])) for level, (_, rows) in read.items()}
-            yield {level: x.permute(0, 3, 1, 2) if read[level][0]["channels_last"] else x for level, x in batch.items()}
-            for _, rows in read.values():
+        levels = {level: self._levels[level] for level in layers}
+        first = 0                               # picture of the batch
+        for size in next(iter(levels.values()))[0]["sizes"]:
+            batch = {}
+            for level, (facts, rows) in levels.items():
+                maps = torch.from_numpy(np.array(rows[first:first + size]))
+                batch[level] = maps.permute(0, 3, 1, 2) if facts["channels_last"] else maps
+            yield batch
+            for _, rows in levels.values():
                 memory.release(rows)
             first += size
 
     @property
     def keeps(self) -> bool:
+        """Whether what is made of them may be kept, too, for the next evaluation."""
         return keepable(self.extracted)
 
     @cached_property
-    def _levels(self) -> dict[int, tuple[dict, np.memmap]]:
+    def _levels(self) -> dict[int, Level]:
         """Facts of each level, and its maps (N, C, h, w) or (N, h, w, C): in memory's order, sums depend on it."""
-        layers = self.extracted.backbone.layers
+        # 1. Levels that an earlier evaluation has kept.
         targets = _targets(self.extracted) if keepable(self.extracted) else {}
-        found = {level: kept for level, file in targets.items() if (kept := _kept(file))}
-        missing = [level for level in layers if level not in found]
+        levels: dict[int, Level] = {}
+        for level, file in targets.items():
+            stored = _read(file)
+            if stored is not None:
+                levels[level] = stored
+        # 2. The others, in one pass over the pictures.
+        missing = [level for level in self.extracted.backbone.layers if level not in levels]
         if missing:
-            return found | self._compute(missing, targets)
-        self.found_seconds = max(facts["seconds"] for facts, _ in found.values())
-        return found
+            return levels | self._compute(missing, targets)
+        self.found_seconds = max(facts["seconds"] for facts, _ in levels.values())
+        return levels
 
-    def _compute(self, layers: Sequence[int], targets: dict[int, Path]) -> dict[int, tuple[dict, np.memmap]]:
-        start, sizes, facts = time.perf_counter(), [], {}
+    def _compute(self, layers: Sequence[int], targets: dict[int, Path]) -> dict[int, Level]:
+        """These levels, each written to its target, or to an unnamed file where it has none."""
+        start = time.perf_counter()
+        sizes: list[int] = []                           # pictures of each batch
+        layout: dict[int, tuple[bool, list[int]]] = {}  # level -> channels_last and shape, see Facts
         if targets:
             _make_room(_bytes(self.extracted))
         with ExitStack() as stack:
@@ -125,21 +157,24 @@ class Stored:
             for features in self.extracted.batches(layers):
                 sizes.append(len(features[layers[0]]))
                 for level, x in features.items():
+                    # Written as they lie in memory and read back in the same order: a sum over other strides rounds
+                    # otherwise.
                     channels_last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
                     rows = (x.permute(0, 2, 3, 1) if channels_last else x).contiguous()
-                    facts[level] = {"channels_last": channels_last, "shape": rows.shape[1:]}
+                    layout[level] = channels_last, list(rows.shape[1:])
                     streams[level].write(rows.numpy().data)
             if not sizes:
                 raise ThesisError("fit was given no pictures")
-            common, found = {"sizes": sizes, "seconds": time.perf_counter() - start}, {}
+            seconds, levels = time.perf_counter() - start, {}
             for level, stream in streams.items():
                 stream.flush()
-                about = facts[level] | common
-                found[level] = about, _rows(stream, about)
-                if level in targets:
-                    files.write(_about(targets[level]), json.dumps(about))
+                channels_last, shape = layout[level]
+                facts = Facts(channels_last=channels_last, shape=shape, sizes=sizes, seconds=seconds)
+                levels[level] = facts, _rows(stream, facts)
+                if level in targets:                    # the facts first: numbers without them would not be found
+                    files.write(_facts_of(targets[level]), json.dumps(facts))
                     os.replace(stream.name, targets[level])
-        return found
+        return levels
 
 
 def limit_bytes() -> float:
@@ -171,13 +206,22 @@ def _warn_once(message: str) -> None:
     log.warning(message)
 
 
+def _pictures(extracted: Extracted) -> Pictures:
+    """The images of what is `keepable`."""
+    if not isinstance(extracted.images, Pictures):
+        raise TypeError(f"images: {type(extracted.images).__name__} says nothing of its files, needs Pictures")
+    return extracted.images
+
+
 def _bytes(extracted: Extracted) -> int:
-    network, side = extracted.backbone, extracted.images.preprocess.side
-    return 4 * len(extracted.samples) * sum(channels * (-(-side // network.strides[level])) ** 2
-                                            for level, channels in network.channels.items())
+    """Of the maps of all pictures and levels: float32, h = w = side / stride, rounded up."""
+    network, side = extracted.backbone, _pictures(extracted).preprocess.side
+    numbers = sum(channels * (-(-side // network.strides[level])) ** 2 for level, channels in network.channels.items())
+    return 4 * len(extracted.samples) * numbers
 
 
 def _ahead(batches: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """The same batches; while one is worked on, the next is read by a thread."""
     with ThreadPoolExecutor(1) as reader:
         iterator = iter(batches)
         coming = reader.submit(next, iterator, None)
@@ -188,48 +232,46 @@ def _ahead(batches: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
 
 def _targets(extracted: Extracted) -> dict[int, Path]:
     """Where the maps of each level are kept: a hash of network, preprocessing, pictures, code and machine."""
-    network, pictures = extracted.backbone, extracted.images
+    network, pictures = extracted.backbone, _pictures(extracted)
     model = getattr(network, "model", None)
-    about = {"network": network.name, "weights": network.weights, "tap": getattr(network, "tap", None),
-             "model": model and [files.digest(model), network.layers, identity.version_of("onnxruntime")],
-             "preprocess": deciding(pictures.preprocess, values(pictures.preprocess)),
-             "batch_size": pictures.batch_size,
-             "pictures": [files.digest_of(sample.path) for sample in pictures.samples],
-             "code": identity.key(__name__), "cpu": stamp.cpu_model(), "threads": torch.get_num_threads()}
-    return {level: paths.features() / files.digest(json.dumps([level, about]))[:32] for level in network.layers}
+    origin = {"network": network.name, "weights": network.weights, "tap": getattr(network, "tap", None),
+              "model": model and [files.digest(model), network.layers, identity.version_of("onnxruntime")],
+              "preprocess": deciding(pictures.preprocess, values(pictures.preprocess)),
+              "batch_size": pictures.batch_size,
+              "pictures": [files.digest_of(sample.path) for sample in pictures.samples],
+              "code": identity.key(__name__), "cpu": stamp.cpu_model(), "threads": torch.get_num_threads()}
+    return {level: paths.features() / files.digest(json.dumps([level, origin]))[:32] for level in network.layers}
 
 
-def _by(size: Iterable[int]) -> str:
-    return "x".join(map(str, size))
-
-
-def _kept(file: Path) -> tuple[dict, np.memmap] | None:
+def _read(file: Path) -> Level | None:
     """Facts and maps; None where they are not there, cut short, or go while they are opened."""
     try:
-        about = json.loads(_about(file).read_text())
-        rows = _rows(file, about)
+        facts: Facts = json.loads(_facts_of(file).read_text())
+        rows = _rows(file, facts)
         os.utime(file)                              # the longest unused one goes first
     except (OSError, ValueError):
         return None
-    return about, rows
+    return facts, rows
 
 
-def _rows(file: Path | BinaryIO, about: dict) -> np.memmap:
-    return np.memmap(file, dtype=np.float32, mode="r", shape=(sum(about["sizes"]), *about["shape"]))
+def _rows(file: Path | BinaryIO, facts: Facts) -> np.memmap:
+    """Maps (N, ...) of all pictures, read from the file as they are asked for."""
+    return np.memmap(file, dtype=np.float32, mode="r", shape=(sum(facts["sizes"]), *facts["shape"]))
 
 
-def _about(file: Path) -> Path:
+def _facts_of(file: Path) -> Path:
+    """The file of the facts beside the file of the maps."""
     return file.with_suffix(".json")
 
 
 def _sizes() -> dict[Path, int]:
     """Bytes of the kept maps, the longest unused first; one that goes meanwhile counts nothing."""
-    found = {}
+    states = {}
     for file in paths.features().iterdir():
         with suppress(FileNotFoundError):
             if not file.suffix:
-                found[file] = file.stat()
-    return {file: found[file].st_size for file in sorted(found, key=lambda file: found[file].st_mtime_ns)}
+                states[file] = file.stat()
+    return {file: states[file].st_size for file in sorted(states, key=lambda file: states[file].st_mtime_ns)}
 
 
 def _make_room(needed: int) -> None:
@@ -240,13 +282,13 @@ def _make_room(needed: int) -> None:
         with suppress(FileNotFoundError):
             if time.time() - file.stat().st_mtime > ABANDONED_S:
                 file.unlink()
-    kept = _sizes()
-    total = sum(kept.values())
-    for file, size in kept.items():
+    sizes = _sizes()
+    total = sum(sizes.values())
+    for file, size in sizes.items():
         if total + needed <= limit_bytes():
             return
         file.unlink(missing_ok=True)
-        _about(file).unlink(missing_ok=True)
+        _facts_of(file).unlink(missing_ok=True)
         total -= size
 
 

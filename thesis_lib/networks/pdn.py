@@ -24,8 +24,9 @@ class PDN(nn.Sequential):
     the rim of 4 vectors off.
     """
 
-    def __init__(self, name: str, outputs: int = CHANNELS, padding: bool = False):
-        layers, inputs = OrderedDict(), 3
+    def __init__(self, name: str, outputs: int = CHANNELS, padding: bool = False) -> None:
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        inputs = 3
         for number, (channels, kernel, pad) in enumerate(CONVOLUTIONS[name], start=1):
             last = number == len(CONVOLUTIONS[name])
             channels = outputs if last else channels

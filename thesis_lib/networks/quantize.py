@@ -51,7 +51,12 @@ class Affine:
         return self.scale * np.float32(self.low - self.zero_point), self.scale * np.float32(self.high - self.zero_point)
 
     def _along(self, values: np.ndarray, x: np.ndarray) -> np.ndarray:
-        return values if self.axis is None else values.reshape([-1 if i == self.axis else 1 for i in range(x.ndim)])
+        """values (C,) shaped so that they meet the channels of x; the one value of all as it is."""
+        if self.axis is None:
+            return values
+        shape = [1] * x.ndim
+        shape[self.axis] = -1
+        return values.reshape(shape)
 
 
 def affine(x: np.ndarray, *, bits: int = 8, signed: bool = False, symmetric: bool = False, axis: int | None = None,
@@ -68,12 +73,15 @@ def affine(x: np.ndarray, *, bits: int = 8, signed: bool = False, symmetric: boo
         raise ThesisError(f"quantile={quantile}: needs 0 up to less than 0.5")
     if not x.size or not np.isfinite(x).all():
         raise ThesisError("x: needs finite numbers, at least one")
+    # 1. One row of values per map: (1, all) or (C, values of a channel), and the 2^n integers they shall become.
     rows = x.reshape(1, -1) if axis is None else np.moveaxis(x, axis, 0).reshape(x.shape[axis], -1)
     low, high = (-2 ** (bits - 1), 2 ** (bits - 1) - 1) if signed else (0, 2 ** bits - 1)
+    # 2. The range [min, max], widened to hold 0: an exact zero (padding, ReLU) must stay one.
     smallest, largest = np.quantile(rows, [quantile, 1 - quantile], axis=1).astype(np.float32)
     smallest, largest = np.minimum(smallest, 0), np.maximum(largest, 0)
     if symmetric:
         smallest, largest = -np.maximum(-smallest, largest), np.maximum(-smallest, largest)
+    # 3. S spreads the range over 2^n - 1 steps, Z is where 0.0 comes to lie.
     scale = (largest - smallest) / np.float32(high - low)
     scale = np.maximum(scale, np.finfo(np.float32).eps)                 # a channel of zeros
     zero = np.clip(low - np.rint(smallest / scale), low, high)
@@ -90,17 +98,22 @@ def qdq(model: bytes, images: Iterable[torch.Tensor], *, reduce_range: bool = Fa
     """
     import onnxruntime.quantization as tool
 
+    # The tool asks for one input of the network after the other, until it is given None.
     batches = iter(images)
 
     class Reader(tool.CalibrationDataReader):
-        def get_next(self):
+        def get_next(self) -> dict[str, np.ndarray] | None:
             batch = next(batches, None)
             return None if batch is None else {"images": batch.numpy()}
 
     with files.scratch_folder() as folder:
         plain, prepared, done = (Path(folder) / f"{name}.onnx" for name in ("plain", "prepared", "done"))
         plain.write_bytes(model)
+        # 1. Batch norms are folded into the convolutions before them, constants computed.
         tool.quant_pre_process(plain, prepared, skip_symbolic_shape=True)
+        # 2. The float network runs over the images, which sets S and Z of every activation; those of the weights follow
+        # from the weights. QDQ: each operator stands between a node that quantises and one that takes it back, and
+        # ONNX Runtime puts an integer kernel in place of the three.
         tool.quantize_static(prepared, done, Reader(), quant_format=tool.QuantFormat.QDQ, per_channel=per_channel,
                              reduce_range=reduce_range, activation_type=tool.QuantType.QUInt8,
                              weight_type=tool.QuantType.QInt8, op_types_to_quantize=OPERATORS)
@@ -110,7 +123,7 @@ def qdq(model: bytes, images: Iterable[torch.Tensor], *, reduce_range: bool = Fa
 class TorchInt8:
     """A backbone quantised by torch.ao, called like the float one. `nbytes`: its integers, scales and biases."""
 
-    def __init__(self, backbone: backbones.Backbone, module: torch.nn.Module, engine: str):
+    def __init__(self, backbone: backbones.Backbone, module: torch.nn.Module, engine: str) -> None:
         self.name, self.layers, self.weights = backbone.name, backbone.layers, backbone.weights
         self.channels, self.strides, self.engine, self._module = backbone.channels, backbone.strides, engine, module
 
@@ -127,6 +140,7 @@ class TorchInt8:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of its numbers: 1 of a weight, 8 of a scale with its zero point, 4 of a bias."""
         total = 0
         for block in self._blocks():
             weight = block.weight()
@@ -134,7 +148,8 @@ class TorchInt8:
             total += weight.int_repr().nbytes + 8 * scales + block.bias().nbytes
         return total
 
-    def _blocks(self) -> list:
+    def _blocks(self) -> list[torch.ao.nn.quantized.Conv2d]:
+        """Its quantised convolutions, fused with what follows them."""
         return [block for block in self._module.modules() if isinstance(block, torch.ao.nn.quantized.Conv2d)]
 
 
@@ -152,11 +167,12 @@ def torch_int8(backbone: backbones.Backbone, images: Iterable[torch.Tensor], *, 
     with _torch_engine(engine):
         config = torch.ao.quantization.get_default_qconfig(engine)
         if activations == "minmax":
-            config = config._replace(activation=observer.MinMaxObserver.with_args(
-                reduce_range=engine in ("x86", "fbgemm")))
-        if per_channel is not None:
-            config = config._replace(weight=observer.default_per_channel_weight_observer if per_channel
-                                     else observer.default_weight_observer)
+            seven_bits = engine in ("x86", "fbgemm")
+            config = config._replace(activation=observer.MinMaxObserver.with_args(reduce_range=seven_bits))
+        if per_channel:
+            config = config._replace(weight=observer.default_per_channel_weight_observer)
+        elif per_channel is not None:
+            config = config._replace(weight=observer.default_weight_observer)
         mapping = torch.ao.quantization.QConfigMapping().set_global(config)
         watched = None
         for batch in images:

@@ -1,11 +1,17 @@
-"""What torch computes on here: a processor or a graphics card, so many threads, bfloat16 or not."""
+"""What torch computes on here: a processor or a graphics card, so many threads, bfloat16 or not.
+
+The name of a torch device goes in, "cpu" or "cuda"; a network that lies there, or a yes or no, comes out.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 
 from thesis_lib.core.errors import ThesisError
+
+Module = TypeVar("Module", bound=torch.nn.Module)
 
 
 class TorchDeviceError(ThesisError):
@@ -22,8 +28,13 @@ def has_bfloat16(torch_device: str) -> bool:
     """Whether it multiplies in bfloat16 by itself; others imitate it, slower than float32."""
     if torch_device.startswith("cuda"):
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    found = getattr(torch.cpu, "get_capabilities", dict)()      # an older torch cannot tell
-    return any(found.get(unit) for unit in ("amx_bf16", "avx512_bf16"))
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()      # an older torch cannot tell
+    return any(capabilities.get(unit) for unit in ("amx_bf16", "avx512_bf16"))
+
+
+def channels_last(network: Module, torch_device: str | None = None) -> Module:
+    """The network itself, its weights with the channels of a place side by side; None leaves the torch device."""
+    return network.to(torch_device, memory_format=torch.channels_last)      # type: ignore[call-overload]  # torch's stubs
 
 
 @contextmanager

@@ -1,10 +1,15 @@
-"""Where weights come from: torchvision's download, a file that ships with the project, or one that is given."""
+"""Where weights come from: torchvision's download, a file that ships with the project, or one that is given.
+
+The name of a network and of its weights goes in; a checkpoint by torchvision's key names, or a record of it, comes out.
+"""
 
 import importlib
 import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
@@ -12,10 +17,13 @@ import torch
 from thesis_lib.core import files, paths
 from thesis_lib.core.errors import ThesisError
 
+if TYPE_CHECKING:       # see `torchvision`
+    from torchvision.models import WeightsEnum
+
 BUNDLED = {     # file, first digits of its SHA-256
     "resnet18": ("resnet18_procedural.safetensors", "46c50604f8db1e41"),
     "pdn_small": ("pdn_small_procedural.safetensors", "1c33ce0a364ab889")}
-_KEEP = []
+_KEEP: list[torch.library.Library] = []
 
 
 class WeightsError(ThesisError):
@@ -37,7 +45,7 @@ def read(name: str, weights: str) -> dict[str, torch.Tensor]:
         raise WeightsError(f"{path}: not a readable safetensors file ({error})") from error
 
 
-def write(state: Mapping[str, torch.Tensor], card: Mapping, out: Path) -> None:
+def write(state: Mapping[str, torch.Tensor], card: Mapping[str, Any], out: Path) -> None:
     """float16 file that `read` takes, with its card as JSON in the header; complete or not at all."""
     tensors = {key: value.detach().half().contiguous().cpu() for key, value in state.items()
                if not key.endswith("num_batches_tracked")}
@@ -45,7 +53,7 @@ def write(state: Mapping[str, torch.Tensor], card: Mapping, out: Path) -> None:
         safetensors.torch.save_file(tensors, partial, metadata={"card": json.dumps(card)})
 
 
-def record(name: str, weights: str, seed: int = 0) -> dict:
+def record(name: str, weights: str, seed: int = 0) -> dict[str, Any]:
     """Where the weights come from, without loading them: part of a result's identity."""
     if weights == "random":
         return {"source": "random", "seed": seed, "sha256": None}
@@ -53,10 +61,11 @@ def record(name: str, weights: str, seed: int = 0) -> dict:
         return {"source": "imagenet", "sha256": str(_tag(name))}
     if weights == "bundled":
         path, wanted = bundled(name), BUNDLED[name][1]
-        if (found := _sha256(path)) != wanted:
-            raise WeightsError(f"{path}: hash {found}, the project's file has {wanted}; it is damaged or another one, "
+        sha256 = _sha256(path)
+        if sha256 != wanted:
+            raise WeightsError(f"{path}: hash {sha256}, the project's file has {wanted}; it is damaged or another one, "
                                "install the project again")
-        return {"source": "bundled", "sha256": found}
+        return {"source": "bundled", "sha256": sha256}
     path = Path(weights).expanduser()
     if path.suffix != ".safetensors" or not path.is_file():
         raise WeightsError(f"weights={weights!r}: needs imagenet, bundled, random or an existing .safetensors file")
@@ -72,7 +81,7 @@ def bundled(name: str) -> Path:
     return paths.weights() / BUNDLED[name][0]
 
 
-def torchvision():
+def torchvision() -> ModuleType:
     """torchvision, also where its compiled operators do not load (PyPI's wheel beside the CPU build of torch).
 
     Only nms and qnms are declared, and only after the import has failed for want of them: none of them is
@@ -93,13 +102,14 @@ def torchvision():
 
 
 def _sha256(path: Path) -> str:
+    """First digits of a file's hash; WeightsError where it cannot be read."""
     try:
         return files.digest_of(path)[:16]
     except OSError as error:
         raise WeightsError(f"{path}: not readable ({error.strerror}); install the project again") from error
 
 
-def _tag(name: str):
+def _tag(name: str) -> "WeightsEnum":
     """torchvision's first version of the weights."""
     if name not in torchvision().models.list_models():
         raise WeightsMissing(f"weights=imagenet: torchvision has none for {name}; give a .safetensors file, bundled or "

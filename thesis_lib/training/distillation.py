@@ -94,11 +94,12 @@ class PatchTarget(nn.Module):
 
 def distil(network: nn.Module, losses: Callable[[torch.Tensor], Mapping[str, torch.Tensor]], source: Source, *,
            steps: int, rate: float, decay: float, seed: int, checkpoint: Path, subject: Mapping[str, Any],
-           code: Mapping[str, str], precision: str = "float32", torch_device: str = "cpu", **options: Any) -> Course:
+           code: Mapping[str, str] | None = None, precision: str = "float32", torch_device: str = "cpu",
+           **options: Any) -> Course:
     """Train `network` in place: step i minimises the sum of `losses(images)` of batch i of the source, by Adam.
 
     Some of the pictures lose their colours. The rate falls from `rate` to 0 along a cosine. The other arguments and
-    `options` are those of `training.descend`: checkpoint, resume, progress.
+    `options` are those of `descend`: checkpoint, resume, progress. code: of the losses; that of this module is added.
     """
     optimizer = torch.optim.Adam(network.parameters(), lr=rate, weight_decay=decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -110,7 +111,7 @@ def distil(network: nn.Module, losses: Callable[[torch.Tensor], Mapping[str, tor
 
     network.to(torch_device, memory_format=torch.channels_last).train()
     return descend(network, [optimizer], step, schedules=[schedule], steps=steps, seed=seed, checkpoint=checkpoint,
-                   subject={**subject, "pictures": source.identity}, code=identity.code(__name__) | code,
+                   subject={**subject, "pictures": source.identity}, code=identity.code(__name__) | dict(code or {}),
                    torch_device=torch_device, **options)
 
 
@@ -157,7 +158,7 @@ def pdn(recipe: Recipe, out: Path, *, torch_device: str = "cpu", every_s: float 
 
     subject = dataclasses.asdict(recipe) | {"weights": backbone.weights}
     course = distil(network, losses, source, steps=recipe.steps, rate=recipe.rate, decay=recipe.decay,
-                    seed=recipe.seed, precision=recipe.precision, checkpoint=checkpoint, subject=subject, code={},
+                    seed=recipe.seed, precision=recipe.precision, checkpoint=checkpoint, subject=subject,
                     every_s=every_s, limit=limit, torch_device=torch_device, what="distillation")
     if course.step < recipe.steps:
         return None
