@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,10 +15,14 @@ from thesis_lib.commands.methods import converter
 from thesis_lib.core.errors import ThesisError
 from thesis_lib.training.descent import TrainingError
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
-def run(program: str, about: str, recipe: type, train: Callable[..., dict], arguments: list[str] | None) -> int:
+
+def run(program: str, purpose: str, recipe: "type[DataclassInstance]",
+        train: Callable[..., dict[str, Any] | None], arguments: list[str] | None) -> int:
     """Exit code 0, 2 for wrong input, 130 after Ctrl-C."""
-    parser = argparse.ArgumentParser(prog=program, description=f"{about} An interrupted run goes on when the same "
+    parser = argparse.ArgumentParser(prog=program, description=f"{purpose} An interrupted run goes on when the same "
                                      "command is given again.", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("out", type=Path, help="the weights, a .safetensors file")
     for field in dataclasses.fields(recipe):

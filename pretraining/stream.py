@@ -1,4 +1,7 @@
-"""Batches of labelled pictures: fields of `formulas`, painted, put together to mosaics, photographed in two views."""
+"""Batches of labelled pictures: fields of `formulas`, painted, put together to mosaics, photographed in two views.
+
+The number of a batch goes in, a `Batch` comes out, always the same for one seed.
+"""
 
 from dataclasses import dataclass
 
@@ -41,7 +44,7 @@ class Stream:
     classes: of all families together, a multiple of their number; batch: pictures, an even number.
     """
 
-    def __init__(self, classes: int, side: int, batch: int, seed: int, torch_device: str = "cpu"):
+    def __init__(self, classes: int, side: int, batch: int, seed: int, torch_device: str = "cpu") -> None:
         if classes % len(FAMILIES):
             raise ThesisError(f"classes={classes}: needs a multiple of {len(FAMILIES)}, the number of families")
         if batch % 2:
@@ -55,6 +58,7 @@ class Stream:
 
     def batch_of(self, index: int, mosaics: bool = True) -> Batch:
         """Batch number `index`; without mosaics each picture shows its first class alone."""
+        # 1. Scenes larger than the views, each a mosaic of its own class and that of the scene before it.
         generator = torch.Generator(self.torch_device).manual_seed(mixed(self.seed, index + 1))
         scenes, outer = self.batch // 2, self.side + 2 * MARGIN
         labels = torch.randint(self.classes, (scenes,), generator=generator, device=self.torch_device)
@@ -63,24 +67,31 @@ class Stream:
         mask = masks(scenes, outer, generator)
         mask = mask if mosaics else torch.ones_like(mask)
         images = photograph(torch.lerp(images[other], images, mask), SCENE, generator)
+        # 2. The first view is the middle of a scene, the second one a warped part of it; the mask is seen alike.
         warp = _warps(scenes, generator)
-        grid = F.affine_grid(warp, (scenes, 1, self.side, self.side), align_corners=False) * (self.side / outer)
-        views, shown = ((x[..., MARGIN:-MARGIN, MARGIN:-MARGIN],
-                         F.grid_sample(x, grid, padding_mode="reflection", align_corners=False))
-                        for x in (images, mask))
+        grid = F.affine_grid(warp, [scenes, 1, self.side, self.side], align_corners=False) * (self.side / outer)
+        views = [photograph(view, VIEW, generator) for view in _two_views(images, grid)]
+        shown = torch.cat(_two_views(mask, grid))
+        # 3. Normalised, all first views before all second ones.
         middle, spread = (images.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
-        views = torch.cat([photograph(view, VIEW, generator) for view in views])
-        return Batch((views - middle) / spread, labels.repeat(2), labels[other].repeat(2), torch.cat(shown), warp)
+        return Batch((torch.cat(views) - middle) / spread, labels.repeat(2), labels[other].repeat(2), shown, warp)
 
     def render(self, labels: torch.Tensor, side: int, generator: torch.Generator) -> torch.Tensor:
         """Pictures (n, 3, side, side), 0 to 1, of the given classes, before mosaics and camera."""
         return render(self.numbers[labels], labels % len(FAMILIES), side, generator)
 
 
+def _two_views(scenes: torch.Tensor, grid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The middle of each scene (n, c, S + 2 MARGIN, S + 2 MARGIN), and what lies at the places of grid (n, S, S, 2)."""
+    middle = scenes[..., MARGIN:-MARGIN, MARGIN:-MARGIN]
+    return middle, F.grid_sample(scenes, grid, padding_mode="reflection", align_corners=False)
+
+
 def _warps(count: int, generator: torch.Generator) -> torch.Tensor:
     """(n, 2, 3): turns up to 10 degrees, zooms up to a tenth, shifts up to an eighth of the side."""
-    def rand(reach):
+    def rand(reach: float) -> torch.Tensor:
         return reach * (2 * torch.rand(count, generator=generator, device=generator.device) - 1)
+
     turn, zoom = rand(0.17), 2 ** rand(0.15)
     rows = (turn.cos() * zoom, -turn.sin() * zoom, rand(0.25)), (turn.sin() * zoom, turn.cos() * zoom, rand(0.25))
     return torch.stack([torch.stack(row, 1) for row in rows], 1)

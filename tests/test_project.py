@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,6 @@ from packaging.version import Version
 from thesis_lib.commands import doctor
 from thesis_lib.core import paths
 
-tomllib = pytest.importorskip("tomllib", reason="needs Python 3.11")
 ROOT = paths.root()
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -111,7 +111,8 @@ def test_readme_shell_commands_exist():
     guides = sorted((ROOT / "docs").rglob("*.md"))
     assert {"device", "cluster"} <= {file.stem for file in guides}
     for text in (README, *(file.read_text(encoding="utf-8") for file in guides)):
-        lines += re.findall(r"^thesis ([^#\n`]+)", text, re.M)
+        lines += re.findall(r"^(?: {4})?thesis ([^#\n`]+)", text, re.M)
+        assert set(re.findall(r"`make ([a-z]+)", text)) <= targets
     for line in lines:
         parser().parse_args(line.split())
 

@@ -3,7 +3,7 @@
 import multiprocessing
 from collections.abc import Callable
 
-PATIENCE_S = 120
+PATIENCE_S = 240
 
 
 def together(function: Callable, *arguments) -> None:

@@ -311,7 +311,7 @@ def test_pictures_of_another_size_are_refused(name, tmp_path):
 
 
 def test_fit_takes_pictures_of_one_size(name):
-    with pytest.raises(ThesisError, match="^images of 96x96 pixels after some of 64x64: fit needs one size$"):
+    with pytest.raises(ThesisError, match=r"^images of 96x96 pixels after some of 64x64: fit needs one size$"):
         make(name).fit([images(4), torch.zeros(1, 3, 96, 96)])
 
 

@@ -1,4 +1,7 @@
-"""How long a batch will take: by its own last times, or, where it was never run, by those of another profile."""
+"""How long a batch will take: by its own last times, or, where it was never run, by those of another profile.
+
+Tasks go in, a line or hours come out. Nothing is executed: the times stand in the records of earlier executions.
+"""
 
 import math
 import shutil
@@ -36,16 +39,20 @@ def hours(wanted: Sequence[Task], measured: Sequence[Task], pictures: Mapping[st
     An execution is taken to grow with its pictures (by category), its seeds and the steps of its trainings. That is
     rough: another network or a larger bank count nothing.
     """
-    records = {task.notebook.stem: record for task in measured
-               if (record := read_json(task.record) or {}).get("state") == "done"}
-    found: dict[str, float | None] = {}
+    records = {}                                                # by notebook, the last one of several
+    for task in measured:
+        record = read_json(task.record) or {}
+        if record.get("state") == "done":
+            records[task.notebook.stem] = record
+    forecasts: dict[str, float | None] = {}
     for task in wanted:
-        record, found[task.name] = records.get(task.notebook.stem), None
-        if record is None:
+        if task.notebook.stem not in records:
+            forecasts[task.name] = None
             continue
+        record = records[task.notebook.stem]
         before, after = record["parameters"], task.effective
         growth = math.prod(after[name] / before[name] for name in LENGTHS if before.get(name) and after.get(name))
         # A notebook without a category collects what the others measured.
-        many = [pictures.get(parameters.get("category"), 1) for parameters in (before, after)]
-        found[task.name] = record["seconds"] * growth * many[1] / many[0] / 3600
-    return found
+        then, now = (pictures.get(str(parameters.get("category")), 1) for parameters in (before, after))
+        forecasts[task.name] = record["seconds"] * growth * now / then / 3600
+    return forecasts

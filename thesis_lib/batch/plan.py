@@ -1,12 +1,18 @@
-"""What is to be executed: tasks of a profile of notebooks/runs.yml, every mistake found before anything starts."""
+"""What is to be executed: tasks of a profile of notebooks/runs.yml, every mistake found before anything starts.
+
+The name of a profile and what was typed after it go in, `Task`s come out: a notebook, the parameters to inject, and the
+file to write. Notebooks are read here and never executed.
+"""
 
 import ast
 import difflib
 import json
 import re
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -15,8 +21,10 @@ from thesis_lib.core import files, identity, paths, stamp
 from thesis_lib.core.errors import ThesisError
 
 TYPES = ("bool", "int", "float", "str", "list", "dict", "None")
-SETTINGS = {"about": str, "timeout_s": (int, float), "defaults": dict, "notebooks": dict, "skip": list, "last": list,
-            "every_category": list}
+SETTINGS: dict[str, type | tuple[type, ...]] = {
+    "about": str, "timeout_s": (int, float), "defaults": dict, "notebooks": dict, "skip": list, "last": list,
+    "every_category": list}
+Parameter = tuple[Any, str, str]                    # default, type and help, as a notebook declares it
 
 
 class BatchError(ThesisError):
@@ -29,24 +37,26 @@ class Task:
 
     notebook: Path
     name: str
-    parameters: dict
+    parameters: dict[str, Any]
     output: Path
     timeout_s: float
     after: tuple[Path, ...] = ()    # records of the tasks whose results it collects: it runs last and when they did
 
     @property
-    def effective(self) -> dict:
-        own = parameters_of(self.notebook)
-        return {name: default for name, (default, _, _) in own.items()} | self.parameters
+    def effective(self) -> dict[str, Any]:
+        """All parameters: those of the task, the notebook's own defaults for the rest."""
+        defaults = {name: default for name, (default, _, _) in parameters_of(self.notebook).items()}
+        return defaults | self.parameters
 
     @property
     def key(self) -> str:
         """Identity of an execution started now: cells, parameters, code and packages, data, what it collects."""
         cells = [[cell["cell_type"], cell["source"], _tags(cell)] for cell in _cells(self.notebook)]
-        facts = [cells, self.effective, self.code, files_of(self.effective),
-                 [files.digest_of(file) for file in sorted(paths.reference().iterdir())],
-                 [identity.version_of(package) for package in stamp.PACKAGES],
-                 [(read_json(record) or {}).get("finished") for record in self.after]]
+        facts: list[Any] = [
+            cells, self.effective, self.code, files_of(self.effective),
+            [files.digest_of(file) for file in sorted(paths.reference().iterdir())],
+            [identity.version_of(package) for package in stamp.PACKAGES],
+            [(read_json(record) or {}).get("finished") for record in self.after]]
         return files.digest(json.dumps(facts, sort_keys=True))
 
     @property
@@ -68,7 +78,7 @@ class Task:
         return self.output.with_suffix(".failed.ipynb")
 
 
-def parameters_of(notebook) -> dict[str, tuple]:
+def parameters_of(notebook: str | Path) -> dict[str, Parameter]:
     """name -> (default, type, help) of the one code cell tagged `parameters`; read, never executed.
 
     Each of its lines is `name: type = literal  # help`; anything else raises BatchError: what is derived here
@@ -78,7 +88,8 @@ def parameters_of(notebook) -> dict[str, tuple]:
     tagged = [cell for cell in _cells(notebook) if "parameters" in _tags(cell)]
     if len(tagged) != 1 or tagged[0]["cell_type"] != "code":
         raise BatchError(f"{where}: {len(tagged)} cells have this tag, it must be exactly one code cell")
-    found, lines = {}, tagged[0]["source"].splitlines()
+    declared: dict[str, Parameter] = {}
+    lines = tagged[0]["source"].splitlines()
     try:
         nodes = ast.parse(tagged[0]["source"]).body
     except SyntaxError as error:
@@ -88,17 +99,19 @@ def parameters_of(notebook) -> dict[str, tuple]:
         try:
             name, annotation = node.target.id, ast.unparse(node.annotation)
             default = ast.literal_eval(node.value)
-        except (AttributeError, ValueError, TypeError):
+        except (AttributeError, ValueError, TypeError):         # another statement, or a value that is no literal
             raise BatchError(f"{where}: write `name: type = literal  # help`, not `{line}`") from None
-        if name in found:
+        if name in declared:
             raise BatchError(f"{where}: {name} is assigned twice")
         rest = line.encode()[node.end_col_offset:].decode()             # the offset counts bytes
-        found[name] = (_typed(f"{where}: {name}", default, annotation), annotation,
-                       rest.partition("#")[2].strip())
-    return found
+        declared[name] = (_typed(f"{where}: {name}", default, annotation), annotation,
+                          rest.partition("#")[2].strip())
+    return declared
 
 
-def plan(profile, *, only=(), overrides=None, categories=(), notebooks=None, outputs=None) -> list[Task]:
+def plan(profile: str, *, only: str | Sequence[str] = (), overrides: Mapping[str, Any] | None = None,
+         categories: Sequence[str] = (), notebooks: str | Path | None = None,
+         outputs: str | Path | None = None) -> list[Task]:
     """Tasks of a profile; any mistake in runs.yml, notebooks, `only` and `overrides` raises BatchError here.
 
     only: each "07", a full name or a unique prefix; default all.
@@ -107,69 +120,97 @@ def plan(profile, *, only=(), overrides=None, categories=(), notebooks=None, out
     notebooks: folder with runs.yml, default paths.notebooks().
     outputs: folder of the executed copies, default paths.executed(profile).
     """
+    # 1. The notebooks, and what their parameters cells declare.
     folder, overrides = Path(notebooks or paths.notebooks()).resolve(), overrides or {}
     sources = {file.stem: file for file in sorted(folder.glob("[0-9][0-9]_*.ipynb"))}
     if not sources:
         raise BatchError(f"{folder}: no notebook with a name like 07_patchcore_original.ipynb")
     declared = {stem: parameters_of(file) for stem, file in sources.items()}
+    # 2. The profile, and whether all that it names is there.
     settings, where = _profile(folder / "runs.yml", profile), f"runs.yml, {profile}"
+    everywhere = {name for parameters in declared.values() for name in parameters}
     for name in settings["defaults"]:
-        _known(name, set().union(*declared.values()), f"{where}, defaults: no notebook has the parameter")
+        _known(name, everywhere, f"{where}, defaults: no notebook has the parameter")
     for stem in [*settings["notebooks"], *settings["skip"], *settings["last"], *settings["every_category"]]:
         _known(stem, sources, f"{where}: there is no notebook")
+    # 3. What was typed: which notebooks, and parameters that one of them has at least.
     picked = _pick(only, [stem for stem in sources if stem not in settings["skip"]])
+    selected = {name for stem in picked for name in declared[stem]}
     for name in overrides:
-        _known(name, set().union(*map(declared.get, picked)), "-p: no selected notebook has the parameter")
-    outputs, tasks = Path(outputs or paths.executed(profile)).resolve(), []
+        _known(name, selected, "-p: no selected notebook has the parameter")
+    # 4. One task for each variant of each notebook; those that are not picked, too: a task waits for their records.
+    target, tasks = Path(outputs or paths.executed(profile)).resolve(), []
     for stem, file in sources.items():
-        entry, variants = settings["notebooks"].get(stem) or {}, []
-        given_variants = entry if isinstance(entry, list) else [entry]
-        for variant in given_variants:
-            if not isinstance(variant, dict):
-                raise BatchError(f"{where}: {stem}: {variant!r} is not a mapping of parameters")
-        if stem in settings["every_category"]:
-            _known("category", declared[stem], f"{where}, every_category: {stem} has no parameter")
-            given_variants = [variant | {"category": name} for variant in given_variants
-                              for name in categories or _categories(settings["defaults"] | variant, overrides)]
-        for variant in given_variants:
-            for name in variant:
-                _known(name, declared[stem], f"{where}: {stem} has no parameter")
-            given, typed = settings["defaults"] | variant, overrides if stem in picked else {}
-            values = {name: _typed(f"-p {name}, {stem}", _from_text(typed[name], kind), kind) if name in typed
-                      else _typed(f"{where}: {stem}: {name}", given[name], kind)
-                      for name, (_, kind, _) in declared[stem].items() if name in given | typed}
+        variants: list[dict[str, Any]] = []
+        for given in _variants(stem, declared[stem], settings, where, categories, overrides):
+            typed = overrides if stem in picked else {}
+            values = {}
+            for name, (_, annotation, _) in declared[stem].items():
+                if name in typed:
+                    text = _from_text(typed[name], annotation)
+                    values[name] = _typed(f"-p {name}, {stem}", text, annotation)
+                elif name in given:
+                    values[name] = _typed(f"{where}: {stem}: {name}", given[name], annotation)
             if values not in variants:                # -p can make two of them equal
                 variants.append(values)
-        tasks += [Task(file, stem + suffix, values, outputs / f"{stem}{suffix}.ipynb", settings["timeout_s"])
+        tasks += [Task(file, stem + suffix, values, target / f"{stem}{suffix}.ipynb", settings["timeout_s"])
                   for suffix, values in zip(_suffixes(variants), variants, strict=True)]
-    groups = [[task for task in tasks if task.notebook.stem not in settings["last"]],
-              *([task for task in tasks if task.notebook.stem == stem] for stem in settings["last"])]
-    ordered, before = [], ()
+    # 5. Those that collect come last, in their order, each after all before it.
+    groups = [[task for task in tasks if task.notebook.stem not in settings["last"]]]
+    groups += [[task for task in tasks if task.notebook.stem == stem] for stem in settings["last"]]
+    ordered: list[Task] = []
+    before: tuple[Path, ...] = ()
     for group in groups:
         ordered += [replace(task, after=before) for task in group]
         before += tuple(task.record for task in group)
     return [task for task in ordered if task.notebook.stem in picked]
 
 
-def _cells(notebook) -> list[dict]:
+def _variants(stem: str, declared: Mapping[str, Parameter], settings: Mapping[str, Any], where: str,
+              categories: Sequence[str], overrides: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the profile gives a notebook for each execution of it: its defaults, and what stands at the notebook, one
+    mapping or a list of them, each of these for every category where it is to be.
+    """
+    entry = settings["notebooks"].get(stem) or {}
+    variants = entry if isinstance(entry, list) else [entry]
+    for variant in variants:
+        if not isinstance(variant, dict):
+            raise BatchError(f"{where}: {stem}: {variant!r} is not a mapping of parameters")
+    if stem in settings["every_category"]:
+        _known("category", declared, f"{where}, every_category: {stem} has no parameter")
+        for_each = []
+        for variant in variants:
+            names = categories or _categories(settings["defaults"] | variant, overrides)
+            for_each += [variant | {"category": name} for name in names]
+        variants = for_each
+    for variant in variants:
+        for name in variant:
+            _known(name, declared, f"{where}: {stem} has no parameter")
+    return [settings["defaults"] | variant for variant in variants]
+
+
+def _cells(notebook: str | Path) -> list[dict[str, Any]]:
+    """Cells as the file holds them, each with its source as one text."""
     content = read_json(notebook)
     if not isinstance(content, dict) or "cells" not in content:
         raise BatchError(f"{notebook}: not a notebook (format 4)")
     return [cell | {"source": "".join(cell["source"])} for cell in content["cells"]]
 
 
-def _tags(cell) -> list[str]:
+def _tags(cell: Mapping[str, Any]) -> list[str]:
     return cell.get("metadata", {}).get("tags", [])
 
 
-def _known(name, known, message) -> None:
+def _known(name: str, known: Collection[str], message: str) -> None:
+    """BatchError with the nearest name, or all of them, for one that is not known."""
     if name not in known:
         close = difflib.get_close_matches(str(name), known, 1)
-        raise BatchError(f"{message} {name!r}; " + (f"did you mean {close[0]}?" if close else
-                                                    f"there are: {', '.join(sorted(known)) or 'none'}"))
+        hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(sorted(known)) or 'none'}"
+        raise BatchError(f"{message} {name!r}; {hint}")
 
 
-def _profile(file, profile) -> dict:
+def _profile(file: Path, profile: str) -> dict[str, Any]:
+    """The settings of a profile, checked, with those that it leaves out."""
     try:
         runs = yaml.safe_load(file.read_text(encoding="utf-8"))
         _known(profile, runs, f"{file.name}: there is no profile")
@@ -180,37 +221,42 @@ def _profile(file, profile) -> dict:
         raise BatchError(f"{file}: must map profiles to settings; {one_line(str(error))}") from None
     for name, value in given.items():
         _known(name, SETTINGS, f"{file.name}, {profile}: there is no setting")
-        if not isinstance(value, SETTINGS[name]) or (name == "timeout_s" and not value > 0):
+        fits = isinstance(value, SETTINGS[name])
+        if not fits or (name == "timeout_s" and not value > 0):
             raise BatchError(f"{file.name}, {profile}: {name} cannot be {value!r}")
     if "timeout_s" not in given:
         raise BatchError(f"{file.name}, {profile}: timeout_s is missing (seconds for each notebook)")
     return {"defaults": {}, "notebooks": {}, "skip": [], "last": [], "every_category": []} | given
 
 
-def _pick(only, stems) -> set[str]:
+def _pick(only: str | Sequence[str], stems: Sequence[str]) -> set[str]:
+    """Names of the notebooks that `only` means, each the only one that begins so; nothing means all."""
     picked = set()
-    for wanted in ([only] if isinstance(only, str) else only) or stems:
-        found = [wanted] if wanted in stems else [stem for stem in stems if stem.startswith(wanted)]
-        if len(found) != 1:
-            fits = ", ".join(found) or "nothing"
+    asked = [only] if isinstance(only, str) else only
+    for wanted in asked or stems:
+        fitting = [wanted] if wanted in stems else [stem for stem in stems if stem.startswith(wanted)]
+        if len(fitting) != 1:
+            fits = ", ".join(fitting) or "nothing"
             raise BatchError(f"--only {wanted!r} fits {fits}; there are: {', '.join(stems)}")
-        picked.add(found[0])
+        picked.add(fitting[0])
     return picked
 
 
 def _kinds(annotation: str) -> set[str]:
     """Names of the alternatives: "list[str] | None" -> {"list", "None"}."""
-    def walk(node):
+    def walk(node: ast.expr) -> set[str]:
         if isinstance(node, ast.BinOp):
             return walk(node.left) | walk(node.right)
         return {ast.unparse(node.value if isinstance(node, ast.Subscript) else node)}
+
     return walk(ast.parse(annotation, mode="eval").body)
 
 
-def _from_text(value, annotation):
+def _from_text(value: Any, annotation: str) -> Any:
     """What was typed after -p: kept for a text parameter, else read as YAML."""
     kinds = _kinds(annotation)
-    if not isinstance(value, str) or ("str" in kinds and not ("None" in kinds and value == "null")):
+    none = "None" in kinds and value == "null"
+    if not isinstance(value, str) or ("str" in kinds and not none):
         return value
     with suppress(ValueError, yaml.YAMLError):
         loaded = yaml.safe_load(value)
@@ -218,7 +264,8 @@ def _from_text(value, annotation):
     return value
 
 
-def _typed(where, value, annotation):
+def _typed(where: str, value: Any, annotation: str) -> Any:
+    """The value, a whole number as float where that is wanted; BatchError where it is not of the type, or not JSON."""
     kinds, kind = _kinds(annotation), "None" if value is None else type(value).__name__  # bool is no int
     if not kinds <= set(TYPES):
         raise BatchError(f"{where}: type {annotation} is not made of {', '.join(TYPES)}")
@@ -233,38 +280,44 @@ def _typed(where, value, annotation):
     return value
 
 
-def _categories(given, overrides) -> list[str]:
+def _categories(given: Mapping[str, Any], overrides: Mapping[str, Any]) -> list[str]:
     """Categories of the data folder; where it is not there the single one that the profile names."""
     from thesis_lib.data.folders import categories
     place = paths.data() / Path(str(overrides.get("data", given.get("data")))).expanduser()
-    return (categories(place) if place.is_dir() else []) or [given["category"]]
+    there = categories(place) if place.is_dir() else []
+    return there or [given["category"]]
 
 
-def _suffixes(variants) -> list[str]:
+def _suffixes(variants: Sequence[Mapping[str, Any]]) -> list[str]:
     """'' for a single one, else the values in which they differ: '@granulate', '@seeds3-resnet34'."""
     if len(variants) == 1:
         return [""]
-    names = [name for name in dict.fromkeys(name for values in variants for name in values)
-             if len({json.dumps(values.get(name)) for values in variants}) > 1]
-    texts = ["-".join(v[n] if isinstance(v[n], str) else f"{n}{v[n]}" for n in names if n in v)
-             for v in variants]
-    texts = [re.sub(r"[^\w.+]+", "-", text).strip("-")[:60] or "default" for text in texts]
+    names = dict.fromkeys(name for values in variants for name in values)               # a set in their order
+    differing = [name for name in names if len({json.dumps(values.get(name)) for values in variants}) > 1]
+    texts = []
+    for values in variants:
+        parts = []
+        for name in differing:
+            if name in values:
+                parts.append(values[name] if isinstance(values[name], str) else f"{name}{values[name]}")
+        text = re.sub(r"[^\w.+]+", "-", "-".join(parts)).strip("-")[:60]
+        texts.append(text or "default")
     clear = len(set(texts)) == len(texts)
     return [f"@{text}" if clear else f"@{number}-{text}" for number, text in enumerate(texts, 1)]
 
 
-def files_of(parameters) -> list:
+def files_of(parameters: Mapping[str, Any]) -> list[Any]:
     """What the parameters `data` and `weights` stand for on this disk: names and sizes, or size and time."""
-    facts = []
+    facts: list[Any] = []
     for value in filter(None, (parameters.get("data"), parameters.get("weights"))):
         place = paths.data() / Path(str(value)).expanduser()          # a path from / stays what it is
         made = place / "dataset.json"
         if place == paths.demo_data() and made.is_file():
             facts.append(made.read_text(encoding="utf-8"))
         elif place.is_dir():
-            found = [(file.relative_to(place).as_posix(), file.stat().st_size)
+            sizes = [(file.relative_to(place).as_posix(), file.stat().st_size)
                      for file in place.rglob("*") if file.is_file()]
-            facts.append(files.digest(json.dumps(sorted(found))))
+            facts.append(files.digest(json.dumps(sorted(sizes))))
         elif place.is_file():
             facts.append([place.stat().st_size, place.stat().st_mtime_ns])
     return facts
@@ -273,11 +326,11 @@ def files_of(parameters) -> list:
 def pictures_below(folder: str) -> int:
     """Pictures of a data folder as the parameter `data` names it; 0 where it is not there (demo: before it is made)."""
     place = paths.data() / Path(folder).expanduser()
-    return sum(file.parent.name != "ground_truth" and file.parent.parent.name != "ground_truth"
-               for file in place.rglob("*.[pjbtPJBT][npiNPI][gpfGPF]*"))
+    pictures = place.rglob("*.[pjbtPJBT][npiNPI][gpfGPF]*")             # png, jpg, jpeg, bmp, tif, tiff
+    return sum("ground_truth" not in (file.parent.name, file.parent.parent.name) for file in pictures)
 
 
-def read_json(file):
+def read_json(file: str | Path) -> Any:
     """Content, or None where the file is missing or not whole."""
     try:
         return json.loads(Path(file).read_text(encoding="utf-8"))

@@ -1,7 +1,7 @@
 """Execute the numbered notebooks: everything checked first, each in a fresh process, atomic, resumable.
 
-`plan` makes tasks of a profile of notebooks/runs.yml, `run` executes those that are not up to date. Beside an
-executed copy lies its record (.json); the copy is up to date while the record's key equals the task's.
+`plan` makes tasks of a profile of notebooks/runs.yml, `run` executes those that are not up to date; executed copies
+and outcomes come out. Beside an executed copy lies its record (.json); the copy is up to date while the record's key equals the task's.
 Where one machine is too small the same tasks run on a Dask cluster (thesis_lib.batch.cluster).
 """
 
@@ -14,17 +14,20 @@ import sys
 import threading
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import psutil
 
 from thesis_lib.batch import cluster
 from thesis_lib.batch.plan import BatchError, Task, parameters_of, read_json
-from thesis_lib.batch.worker import execute, one_line
+from thesis_lib.batch.worker import Stop, execute, one_line
 from thesis_lib.core.threads import usable_cpus
 
 # In the name of a temporary file: a shared folder may hold another machine's, whose processes we cannot see.
@@ -41,7 +44,8 @@ class Outcome:
     message: str = ""
 
 
-def run(tasks, *, jobs=1, scheduler=None, force=False, report=print) -> list[Outcome]:
+def run(tasks: Sequence[Task], *, jobs: int = 1, scheduler: str | None = None, force: bool = False,
+        report: Callable[[str], None] = print) -> list[Outcome]:
     """Execute the tasks that are not up to date (all with `force`), `jobs` at a time; outcomes in that order.
 
     A failure does not stop the others. SIGINT and SIGTERM kill what runs and keep what is done. With jobs > 1
@@ -61,40 +65,48 @@ def run(tasks, *, jobs=1, scheduler=None, force=False, report=print) -> list[Out
 
 
 @contextmanager
-def _local(jobs):
+def _local(jobs: int) -> Iterator[cluster.Place]:
     """This machine: a thread per job, each waits for a process of its own."""
     with ThreadPoolExecutor(jobs) as pool:
         yield cluster.Place(pool, threading.Event(), jobs, max(1, usable_cpus() // jobs))
 
 
-def _run(tasks, place, force, report) -> list[Outcome]:
-    left = {number: (read_json(task.record) or {}).get("seconds") for number, task in enumerate(tasks, 1)}
-    outcomes, lock = {}, threading.Lock()
+def _run(tasks: Sequence[Task], place: cluster.Place, force: bool, report: Callable[[str], None]) -> list[Outcome]:
+    """All tasks at a place; each is known by its number, from 1 on."""
+    waiting = {number: (read_json(task.record) or {}).get("seconds") for number, task in enumerate(tasks, 1)}
+    outcomes: dict[int, Outcome] = {}
+    lock = threading.Lock()
 
-    def say(number, text):
+    def say(number: int, text: str) -> None:
         with lock:
             report(f"[{number}/{len(tasks)}] {tasks[number - 1].name}  {text}")
             sys.stdout.flush()
 
     try:
         with _on_signals(place.stop.set):
-            for collected in sorted({len(task.after) for task in tasks}):       # what collects results starts later
-                wave = {place.pool.submit(attempt, task, force, place.threads, place.stop,
-                                          *((None, partial(say, number)) if place.local else (task.key,))): number
-                        for number, task in enumerate(tasks, 1) if len(task.after) == collected}
+            # What collects results starts when all that it collects from has ended.
+            for collected in sorted({len(task.after) for task in tasks}):
+                wave: dict[Future[Outcome], int] = {}
+                for number, task in enumerate(tasks, 1):
+                    if len(task.after) == collected:
+                        # A worker elsewhere can say nothing meanwhile, but has to find the same key.
+                        how = (None, partial(say, number)) if place.local else (task.key,)
+                        future = place.pool.submit(attempt, task, force, place.threads, place.stop, *how)
+                        wave[future] = number
                 for future in as_completed(wave):
                     number = wave[future]
                     outcome = outcomes[number] = _outcome(future, tasks[number - 1])
-                    del left[number]
+                    del waiting[number]
                     if outcome.state != "not started":
                         say(number, f"{outcome.state}  {outcome.seconds:.0f} s  {outcome.message}".rstrip()
-                            + _progress(outcomes, left, place.slots))
+                            + _progress(outcomes.values(), waiting.values(), place.slots))
     finally:
         place.stop.set()                # whatever broke here: no notebook runs on without its batch
     return [outcomes[number] for number in sorted(outcomes)]
 
 
-def attempt(task, force, threads, stop, expected, say=None) -> Outcome:
+def attempt(task: Task, force: bool, threads: int, stop: Stop, expected: str | None,
+            say: Callable[[str], None] | None = None) -> Outcome:
     """One task, here or on a worker of a cluster; whatever is wrong with it is told in its outcome.
 
     expected: key of the task on another machine that started the batch; here it must be the same.
@@ -110,7 +122,8 @@ def attempt(task, force, threads, stop, expected, say=None) -> Outcome:
         return Outcome(task, "failed", message=one_line(f"{type(error).__name__}: {error}"))
 
 
-def _outcome(future, task) -> Outcome:
+def _outcome(future: Future[Outcome], task: Task) -> Outcome:
+    """Of a task that has ended, by itself or with its worker."""
     try:
         return future.result()
     except Exception as error:
@@ -119,17 +132,19 @@ def _outcome(future, task) -> Outcome:
         return Outcome(task, "killed", message="every worker that took it died (out of memory?)")
 
 
-def _progress(outcomes, left, slots) -> str:
-    """Counts, and what the last executions of the remaining tasks took together."""
-    if not left:
+def _progress(outcomes: Collection[Outcome], waiting: Collection[float | None], slots: int) -> str:
+    """Counts, and what the last executions of the tasks that are still waiting took together, in seconds each."""
+    if not waiting:
         return ""
-    bad = sum(outcome.state not in ("done", "skipped") for outcome in outcomes.values())
-    known = [seconds for seconds in left.values() if seconds is not None]
-    return f"  ({len(outcomes)} ended, {bad} of them badly; {len(left)} left" + (
-        f", about {sum(known) / min(slots, len(left)) / 60:.0f} min" if len(known) == len(left) else "") + ")"
+    bad = sum(outcome.state not in ("done", "skipped") for outcome in outcomes)
+    known = [seconds for seconds in waiting if seconds is not None]
+    remaining = ""
+    if len(known) == len(waiting):
+        remaining = f", about {sum(known) / min(slots, len(waiting)) / 60:.0f} min"
+    return f"  ({len(outcomes)} ended, {bad} of them badly; {len(waiting)} left{remaining})"
 
 
-def table(outcomes) -> str:
+def table(outcomes: Sequence[Outcome]) -> str:
     """All states, a line each, and their counts."""
     rows = [(o.task.name, o.state, f"{o.seconds:.0f} s", o.message) for o in outcomes]
     counts = Counter(o.state for o in outcomes)
@@ -137,21 +152,23 @@ def table(outcomes) -> str:
     return _aligned([("notebook", "state", "time", "message"), *rows]) + f"\n{len(rows)} notebooks: {total}"
 
 
-def describe(tasks, *, force=False) -> str:
+def describe(tasks: Sequence[Task], *, force: bool = False) -> str:
     """What `run` would do: state, time and memory of the last execution, parameters unlike the notebook's own."""
     rows = []
     for task in tasks:
         record, current = read_json(task.record) or {}, not force and up_to_date(task)
-        own = parameters_of(task.notebook)
-        changed = [f"{name}={value!r}" for name, value in task.parameters.items() if value != own[name][0]]
+        declared = parameters_of(task.notebook)
+        changed = [f"{name}={value!r}" for name, value in task.parameters.items() if value != declared[name][0]]
         seconds, peak = record.get("seconds"), record.get("peak_memory_gb")
-        rows.append((task.name, "up to date" if current else "would run",
-                     f"{'?' if seconds is None else f'{seconds:.0f} s'}{f', {peak:.1f} GB' if peak else ''}",
-                     ", ".join(changed)))
+        last = "?" if seconds is None else f"{seconds:.0f} s"
+        if peak:
+            last += f", {peak:.1f} GB"
+        rows.append((task.name, "up to date" if current else "would run", last, ", ".join(changed)))
     return _aligned([("notebook", "state", "last time", "parameters"), *rows])
 
 
-def _run_task(task, key, force, threads, stop, say) -> Outcome:
+def _run_task(task: Task, key: str, force: bool, threads: int, stop: Stop, say: Callable[[str], None]) -> Outcome:
+    """Execute a task beside its output, then put copy and record in their place."""
     effective = task.effective                        # now, as the key: the notebook may be edited while it runs
     if not force and up_to_date(task, key):
         return Outcome(task, "skipped", message="up to date")
@@ -193,28 +210,31 @@ def _run_task(task, key, force, threads, stop, say) -> Outcome:
         rows.unlink(missing_ok=True)
 
 
-def _replace(file, part, content, **options) -> None:
+def _replace(file: Path, part: Path, content: Any, **options: Any) -> None:
+    """Write JSON to `part`, which becomes `file`; options are those of `json.dumps`."""
     part.write_text(json.dumps(content, indent=1, ensure_ascii=False, **options) + "\n", encoding="utf-8")
     os.replace(part, file)
 
 
-def up_to_date(task, key=None) -> bool:
+def up_to_date(task: Task, key: str | None = None) -> bool:
     """True when the executed copy is there and was made by exactly this task (key: computed before, or now)."""
     record = read_json(task.record) or {}
     return (record.get("state") == "done" and record.get("key") == (key or task.key)
             and read_json(task.output) is not None)
 
 
-def _sweep(folder) -> None:
+def _sweep(folder: Path) -> None:
     """Remove temporary files of this machine's dead batches (our own id: of an earlier process)."""
     for file in folder.glob(f".*.{OWNER.rpartition('-')[0]}-*"):
-        pid = int(re.search(r"-(\d+)\.(?:ipynb|rows)$", file.name)[1])
-        if pid == os.getpid() or not psutil.pid_exists(pid):
+        owner = re.search(r"-(\d+)\.(?:ipynb|rows)$", file.name)
+        pid = int(owner[1]) if owner else None
+        if pid is not None and (pid == os.getpid() or not psutil.pid_exists(pid)):
             file.unlink(missing_ok=True)
 
 
 @contextmanager
-def _on_signals(action):
+def _on_signals(action: Callable[[], None]) -> Iterator[None]:
+    """The action in place of what SIGINT and SIGTERM do; afterwards all is as before."""
     main = threading.current_thread() is threading.main_thread()      # only there can handlers be set
     before = {n: signal.signal(n, lambda *_: action()) for n in (signal.SIGINT, signal.SIGTERM) if main}
     try:
@@ -224,7 +244,8 @@ def _on_signals(action):
             signal.signal(number, handler or signal.SIG_DFL)
 
 
-def _aligned(rows) -> str:
+def _aligned(rows: Sequence[tuple[str, str, str, str]]) -> str:
+    """A line for each row, the first three columns as wide as their widest text."""
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = [[*(text.ljust(width) for text, width in zip(row, widths, strict=False)), row[3]] for row in rows]
     return "\n".join("  ".join(line).rstrip() for line in lines)

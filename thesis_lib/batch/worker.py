@@ -1,5 +1,6 @@
 """One notebook in a process of its own: `execute` is the parent's end, this module as a script the child's.
 
+A notebook and its parameters go in, the executed copy comes out, and in two words how it ended.
 The child's current folder is a scratch folder with job.json; it leaves result.json (state, message) there.
 """
 
@@ -14,8 +15,10 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, Protocol
 
 import psutil
 
@@ -24,10 +27,21 @@ from thesis_lib.core.threads import usable_cpus
 
 NOISE = re.compile(r"without encryption|frozen.modules|to python to disable|PYDEVD_|^0\.\d\ds - ")
 NO_KERNEL = ("Kernel died before", "Kernel didn't respond")     # jupyter_client, when a kernel never came up
-CAUSES = {signal.SIGKILL: "out of memory?", signal.SIGILL: "a wheel built for another processor?"}
+CAUSES: dict[int, str] = {signal.SIGKILL: "out of memory?", signal.SIGILL: "a wheel built for another processor?"}
 
 
-def execute(notebook, parameters, output, *, timeout_s, threads, stop, rows) -> tuple[str, str]:
+class Stop(Protocol):
+    """An event: `threading.Event`, or a file that several machines see."""
+
+    def set(self) -> None: ...
+
+    def is_set(self) -> bool: ...
+
+    def wait(self, seconds: float, /) -> bool: ...
+
+
+def execute(notebook: Path, parameters: Mapping[str, Any], output: Path, *, timeout_s: float, threads: int, stop: Stop,
+            rows: Path) -> tuple[str, str]:
     """Run to the end, the limit (seconds) or the event `stop`; nothing of it is alive afterwards.
 
     rows: file for the ids of the result rows that it measures or reads.
@@ -35,13 +49,13 @@ def execute(notebook, parameters, output, *, timeout_s, threads, stop, rows) -> 
     """
     with tempfile.TemporaryDirectory(prefix="thesis-", ignore_cleanup_errors=True) as folder:
         scratch = Path(folder)
-        job = {"notebook": str(notebook), "output": str(output), "parameters": parameters, "scratch": folder}
+        job = {"notebook": str(notebook), "output": str(output), "parameters": dict(parameters), "scratch": folder}
         (scratch / "job.json").write_text(json.dumps(job), encoding="utf-8")
         # The numbers of a training depend on its threads, so it has all, however many notebooks run at a time; waiting
         # for each other they must then leave the processor to other trainings. A value of the user's wins.
-        own = {} if "OMP_NUM_THREADS" in os.environ else {"THESIS_TRAINING_THREADS": str(usable_cpus())}
-        waits = {"GOMP_SPINCOUNT": "0"} if own and threads < usable_cpus() else {}
-        environment = {"OMP_NUM_THREADS": str(threads), **own, **os.environ, **waits,
+        training = {} if "OMP_NUM_THREADS" in os.environ else {"THESIS_TRAINING_THREADS": str(usable_cpus())}
+        waits = {"GOMP_SPINCOUNT": "0"} if training and threads < usable_cpus() else {}
+        environment = {"OMP_NUM_THREADS": str(threads), **training, **os.environ, **waits,
                        # absolute, because the child has another current folder
                        "THESIS_DATA": str(paths.data()), "THESIS_OUTPUTS": str(paths.outputs()),
                        "THESIS_ROWS": str(rows),
@@ -62,28 +76,30 @@ def execute(notebook, parameters, output, *, timeout_s, threads, stop, rows) -> 
             if child.poll() is None:
                 kill_tree(child.pid)
                 child.wait()
-            child.stdin.close()
+            if child.stdin:
+                child.stdin.close()
         if child.returncode < 0:
             return "killed", ended("papermill", child.returncode)
         if child.returncode == 0 and (scratch / "result.json").exists():
-            return tuple(json.loads((scratch / "result.json").read_text(encoding="utf-8")))
-        log = (scratch / "log").read_text(encoding="utf-8", errors="replace").splitlines()
-        told = [line for line in log if line.strip() and not NOISE.search(line)]
-        return "failed", one_line(" | ".join(told[-3:]))
+            state, message = json.loads((scratch / "result.json").read_text(encoding="utf-8"))
+            return state, message
+        lines = (scratch / "log").read_text(encoding="utf-8", errors="replace").splitlines()
+        telling = [line for line in lines if line.strip() and not NOISE.search(line)]
+        return "failed", one_line(" | ".join(telling[-3:]))
 
 
 def kill_tree(pid: int, itself: bool = True) -> None:
     """Kill a process and all below it; a kernel leads a process group of its own, so killpg would miss it."""
     with suppress(psutil.NoSuchProcess):
         top = psutil.Process(pid)
-        for process in [top] * itself + top.children(recursive=True):
+        for process in [*([top] if itself else []), *top.children(recursive=True)]:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
 
 
-def incomplete(cells, parameters) -> str | None:
+def incomplete(cells: Iterable[Mapping[str, Any]], parameters: Mapping[str, Any]) -> str | None:
     """What is missing in cells that papermill calls complete: it does so after sys.exit(0) too."""
-    injected = {}
+    injected: dict[str, Any] = {}
     for number, cell in enumerate(cells, 1):
         if cell["cell_type"] != "code":
             continue
@@ -95,6 +111,7 @@ def incomplete(cells, parameters) -> str | None:
         if cell["source"].strip() and not ran and "skip-execution" not in tags:
             return f"cell {number} was not executed"
         if "injected-parameters" in tags:
+            # papermill writes one assignment a line: name = literal.
             assignments = ast.parse(cell["source"]).body
             injected = {line.targets[0].id: ast.literal_eval(line.value) for line in assignments}
     return None if injected == parameters else f"ran with {injected}, not with {parameters}"
@@ -102,11 +119,13 @@ def incomplete(cells, parameters) -> str | None:
 
 def ended(who: str, code: int) -> str:
     """'kernel died (signal 9: out of memory?)' for return code -9."""
-    return f"{who} died (exit code {code})" if code >= 0 else \
-        f"{who} died (signal {-code}: {CAUSES.get(-code) or signal.strsignal(-code)})"
+    if code >= 0:
+        return f"{who} died (exit code {code})"
+    return f"{who} died (signal {-code}: {CAUSES.get(-code) or signal.strsignal(-code)})"
 
 
 def one_line(text: str, limit: int = 300) -> str:
+    """Without line breaks, cut off at the limit."""
     text = " ".join(text.split())
     return text if len(text) <= limit else text[:limit - 3] + "..."
 
@@ -118,7 +137,8 @@ def _end_with_parent(scratch: str) -> None:
     os._exit(1)
 
 
-def _papermill(job: dict) -> tuple[str, str]:
+def _papermill(job: Mapping[str, Any]) -> tuple[str, str]:
+    """The child's end of `execute`: state and message."""
     import papermill
     import papermill.iorw
     from jupyter_client import AsyncKernelManager
@@ -127,9 +147,9 @@ def _papermill(job: dict) -> tuple[str, str]:
     from thesis_lib.core.memory import peak_gb
 
     class Manager(AsyncKernelManager):        # nbclient drops its manager, and the kernel's return code
-        last = None
+        last: Any = None
 
-        def __init__(self, *args, **kwargs):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             Manager.last = self
 

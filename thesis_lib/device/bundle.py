@@ -31,6 +31,8 @@ from thesis_lib.core.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 
 FORMAT = 2              # 1 had PatchCore only, and no stages
 ENGINES = {"float": "fast", "int8": "int8"}         # of a bundle -> as the library calls it
+Arrays = list[np.ndarray]                           # what one part of a bundle gives the next
+Stages = Mapping[str, Callable[[Any], Any]]
 SCORES = ("max",)                                   # rules a device knows
 FACTS, SUMS = "bundle.json", "SHA256SUMS"
 
@@ -41,14 +43,18 @@ class BundleError(ThesisError):
 
 @dataclass(frozen=True)
 class Detection:
+    """What was found in one picture."""
+
     score: float
     map: np.ndarray             # (h, w)
 
 
 @dataclass(frozen=True)
 class Bundle:
+    """A folder whose files are as they were written, and what its bundle.json says."""
+
     folder: Path
-    facts: dict
+    facts: dict[str, Any]
     preprocess: Preprocess
 
     @classmethod
@@ -66,10 +72,10 @@ class Bundle:
         for name in (FACTS, *facts["pictures"], *parts):
             if name not in listed:
                 raise BundleError(f"{folder / SUMS}: does not list {name}; copy the bundle again")
-        known = {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
-        given = {key: facts["preprocess"].pop(key) for key in known}
-        if given != known:
-            raise BundleError(f"{folder / FACTS}: normalises with {given}, this version with {known}")
+        constants = {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
+        given = {key: facts["preprocess"].pop(key) for key in constants}
+        if given != constants:
+            raise BundleError(f"{folder / FACTS}: normalises with {given}, this version with {constants}")
         return cls(folder, facts, Preprocess(**facts["preprocess"]))
 
     @property
@@ -88,40 +94,51 @@ class Bundle:
         """(1, 3, H, W) float32."""
         return self.preprocess.array(file)[None]
 
-    def stages(self, engine: str, threads: int) -> Mapping[str, Callable]:
+    def stages(self, engine: str, threads: int) -> Stages:
         """Name -> callable, from (1, 3, H, W) to Detection; opens the networks anew."""
         parts = {stage: self._part(self.folder / engine / file, threads)
                  for stage, file in self.facts["stages"].items()}
-        locate = parts.pop("score", lambda outputs: outputs)        # EfficientAD makes its map in this stage
+        locate = parts.pop("score", None)           # EfficientAD makes its map in this stage, the others before
         grid, rim = self.facts["grid"], self.facts["rim"]
 
-        def score(outputs):
-            (heat,) = locate(outputs)
+        def score(outputs: Arrays) -> Detection:
+            (heat,) = locate(outputs) if locate else outputs
             return Detection(float(heat.max()), np.pad(heat.reshape(grid), rim))
 
         return parts | {"score": score}
 
-    def _part(self, file: Path, threads: int) -> Callable:
+    def _part(self, file: Path, threads: int) -> Callable[[Any], Arrays]:
         """From a picture, or the list of arrays that the part before gave, to a list of arrays."""
         if file.suffix == ".npy":
             bank = np.load(file, allow_pickle=False)
-            root = np.sqrt if self.facts["distance"] == "l2" else np.asarray
-            return lambda patches: [root(nearest(patches[0][0], bank)[0][:, 0])]            # (1, P, D) -> (P,)
+            rooted = self.facts["distance"] == "l2"
+
+            def search(patches: Arrays) -> Arrays:
+                squared, _ = nearest(patches[0][0], bank)                                   # (1, P, D) -> (P, 1)
+                return [np.sqrt(squared[:, 0]) if rooted else squared[:, 0]]
+
+            return search
+
         network = session(file.read_bytes(), threads)
         names = [entry.name for entry in network.get_inputs()]
-        return lambda given: network.run(None, dict(zip(names, given if isinstance(given, list) else [given],
-                                                        strict=True)))
+
+        def run(given: np.ndarray | Arrays) -> Arrays:
+            arrays = given if isinstance(given, list) else [given]
+            return network.run(None, dict(zip(names, arrays, strict=True)))
+
+        return run
 
     def difference(self, engine: str, threads: int) -> float:
         """Largest difference between the scores here and those expected, as a share."""
         expected = np.array(self.facts["engines"][engine]["scores"])
         stages = self.stages(engine, threads)
-        found = np.array([predict(stages, self.image(file)).score for file in self.pictures])
-        above = np.maximum(expected, self.threshold(engine)) - self.floor(engine)
-        return float((np.abs(found - expected) / above).max())
+        scores = np.array([predict(stages, self.image(file)).score for file in self.pictures])
+        # A share of how far a score, or the threshold where that is larger, lies above what the map shows of nothing.
+        height = np.maximum(expected, self.threshold(engine)) - self.floor(engine)
+        return float((np.abs(scores - expected) / height).max())
 
 
-def predict(stages: Mapping[str, Callable], image: np.ndarray) -> Detection:
+def predict(stages: Stages, image: np.ndarray) -> Detection:
     """Picture (1, 3, H, W) through all stages."""
     x: Any = image
     for stage in stages.values():

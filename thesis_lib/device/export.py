@@ -1,4 +1,8 @@
-"""Fit on the desktop and write what a device needs into one folder; `bundle` says what is in it."""
+"""Fit on the desktop and write what a device needs into one folder; `bundle` says what is in it.
+
+A detector, a category and its preprocessing go in, a folder comes out. Each stage becomes an ONNX model or an array,
+in float32 and in int8, with a threshold of its own and the scores to expect of ten pictures.
+"""
 
 import json
 import tempfile
@@ -6,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,7 +27,7 @@ from thesis_lib.methods.base import Detector, Prediction
 from thesis_lib.methods.efficientad import EfficientAD, Outputs
 from thesis_lib.methods.patchcore import PatchCore
 from thesis_lib.methods.simplenet import SimpleNet
-from thesis_lib.networks import engines, quantize
+from thesis_lib.networks import backbones, engines, quantize
 from thesis_lib.networks.maps import Extracted
 from thesis_lib.networks.pdn import RIM
 from thesis_lib.patches.embedding import Patches
@@ -30,8 +35,10 @@ from thesis_lib.patches.embedding import Patches
 HELD_OUT = 5            # every fifth training picture decides the threshold, where the method holds out none itself
 PICTURES = 10           # with expected scores
 # The pictures whose scores decide the threshold, as bundle.json says it.
-RULES = {PatchCore: "every fifth, by a bank of the others", SimpleNet: "every fifth, by a training on the others",
-         EfficientAD: "those held out of the training, whose maps also set its quantiles"}
+RULES: dict[type[Detector], str] = {
+    PatchCore: "every fifth, by a bank of the others", SimpleNet: "every fifth, by a training on the others",
+    EfficientAD: "those held out of the training, whose maps also set its quantiles"}
+Part = tuple[str, bytes | np.ndarray]               # name of a file and its content
 
 
 class ExportError(ThesisError):
@@ -44,13 +51,13 @@ class Made:
 
     whole: Detector                             # its scores are those to expect
     held: tuple[Prediction, ...]                # nominal pictures that have not been learned
-    parts: Mapping[str, tuple[str, bytes | np.ndarray]]     # stage -> file, content
+    parts: Mapping[str, Part]                   # by stage
     grid: tuple[int, int]                       # (h, w) of the map without its rim
     rim: int = 0                                # zeros around it
 
 
 def export(detector: Detector, category: Category, preprocess: Preprocess, folder: str | Path, *, batch_size: int = 8,
-           quantile: float = 0.95) -> dict:
+           quantile: float = 0.95) -> dict[str, Any]:
     """Write the bundle of a fitted PatchCore, SimpleNet or EfficientAD, float32 and int8; bundle.json is returned.
 
     Threshold: this quantile of the scores of nominal pictures that were not learned from; no test picture has a part in
@@ -68,15 +75,16 @@ def export(detector: Detector, category: Category, preprocess: Preprocess, folde
         work.mkdir()
         names = _copies(category, preprocess, work)
         images = [load_image(work / name, preprocess)[None] for name in names]
-        facts = {"format": bundle.FORMAT, "library": stamp.stamp()["library"],
-                 "preprocess": asdict(preprocess) | {"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
-                 "score": "max", "pictures": names, "engines": {}}
+        facts: dict[str, Any] = {
+            "format": bundle.FORMAT, "library": stamp.stamp()["library"],
+            "preprocess": asdict(preprocess) | {"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
+            "score": "max", "pictures": names, "engines": {}}
         if isinstance(detector, PatchCore):
             facts["distance"] = detector.distance
         for name, made in make(detector, category.train, preprocess, batch_size, images[0]):
             (work / name).mkdir()
             subject = scores.subject(_as_measured(detector, bundle.ENGINES[name]), category, preprocess,
-                                         seed=detector.seed)
+                                     seed=detector.seed)
             facts["engines"][name] = {
                 **_threshold(detector, made, quantile),
                 "scores": [made.whole.predict(image).score.double().item() for image in images],
@@ -98,12 +106,14 @@ def export(detector: Detector, category: Category, preprocess: Preprocess, folde
     return facts
 
 
-def _check(detector: Detector, category: Category, folder: Path, quantile: float) -> Callable:
+def _check(detector: Detector, category: Category, folder: Path,
+           quantile: float) -> Callable[..., Iterator[tuple[str, Made]]]:
     """What makes the parts of this method."""
     if type(detector) not in RULES:
-        raise ExportError(f"{detector.name}: has no bundle yet, only {', '.join(one.name for one in RULES)} have")
-    if getattr(detector, "score", "max") not in bundle.SCORES:
-        raise ExportError(f"score={detector.score}: a device knows {', '.join(bundle.SCORES)} only")
+        raise ExportError(f"{detector.name}: has no bundle yet, only {', '.join(method.name for method in RULES)} have")
+    rule = getattr(detector, "score", "max")
+    if rule not in bundle.SCORES:
+        raise ExportError(f"score={rule}: a device knows {', '.join(bundle.SCORES)} only")
     if not 0 < quantile <= 1:
         raise ThesisError(f"quantile={quantile}: needs more than 0, at most 1")
     if folder.exists():
@@ -118,13 +128,16 @@ def _check(detector: Detector, category: Category, folder: Path, quantile: float
 
 def _as_measured(detector: Detector, engine: str) -> Detector:
     """With the parameters of the rows that a device measures."""
-    return replace(detector, engine=engine, **({"search": "numpy"} if isinstance(detector, PatchCore) else {}))
+    if isinstance(detector, PatchCore):
+        return replace(detector, engine=engine, search="numpy")
+    return replace(detector, engine=engine)
 
 
 def _threshold(detector: Detector, made: Made, quantile: float) -> dict[str, float]:
-    threshold = float(np.quantile([one.score.double().item() for one in made.held], quantile))
+    """Above it a score is anomalous; and the floor, what the map shows where nothing is."""
+    threshold = float(np.quantile([prediction.score.double().item() for prediction in made.held], quantile))
     h, w = made.grid
-    maps = [one.map[:, made.rim:made.rim + h, made.rim:made.rim + w] for one in made.held]
+    maps = [prediction.map[:, made.rim:made.rim + h, made.rim:made.rim + w] for prediction in made.held]
     floor = 0.0 if isinstance(detector, PatchCore) else torch.cat(maps).median().item()
     if not threshold > floor:
         raise ExportError(f"quantile={quantile}: gives the threshold {threshold:.4g}, which is not above the median of "
@@ -137,31 +150,55 @@ def _patches(detector: PatchCore | SimpleNet, samples: Sequence[Sample], preproc
     """Network and embedding, then a bank or a discriminator; learned twice for each engine."""
     held = samples[HELD_OUT - 1::HELD_OUT]
     rest = [sample for sample in samples if sample not in held]
-    network = replace(detector, engine="eager").network(detector.levels, ())
-    _check_embedding(detector.embedding, network(example))
-    model = engines.export(network)
+    eager = cast(backbones.Backbone, replace(detector, engine="eager").network(detector.levels, ()))
+    _check_embedding(detector.embedding, eager(example))
+    model = engines.export(eager)
+    network: backbones.Backbone | engines.Exported = eager
     for name in bundle.ENGINES:
-        own = detector
+        # 1. The network of this engine, float first.
         if name == "int8":
             # Seven bits, whatever this processor has: the bundle may be read by one that needs them.
             calibration = Pictures(samples, preprocess, batch_size).evenly(detector.calibration)
             model = quantize.qdq(model, calibration, reduce_range=True)
-            network, own = engines.Exported(network.name, network.layers, network.weights, model), replace(
+            network, detector = engines.Exported(eager.name, eager.layers, eager.weights, model), replace(
                 detector, engine="int8")
-        part, whole = (_fitted(own, network, Pictures(several, preprocess, batch_size)) for several in (rest, samples))
-        stages, maps = whole.stages, network(example)
-        patches = stages["embedding"](maps)
-        embedding = _convert(lambda *levels, embed=stages["embedding"]: embed(
-            dict(zip(detector.layers, levels, strict=True))).vectors, maps, f"embedding={detector.embedding}")
+        # 2. Learned from four fifths, for the threshold, and from all.
+        part = _fitted(detector, network, Pictures(rest, preprocess, batch_size))
+        whole = _fitted(detector, network, Pictures(samples, preprocess, batch_size))
+        # 3. The stages of the whole one as files. `_convert` runs them at once, on the example's maps and patches.
+        maps = network(example)
+        patches: Patches = whole.stages["embedding"](maps)
+        embedding = _convert(_embedding_of(whole), maps, f"embedding={detector.embedding}")
+        search: Part
         if isinstance(whole, PatchCore):
             search = "bank.npy", whole.bank_.numpy()
         else:
-            search = "discriminator.onnx", _convert(
-                lambda vectors, find=stages["search"], grid=patches.grid: find(Patches(vectors, grid)),
-                {"patches": patches.vectors}, "discriminator")
-        yield name, Made(whole, _predictions(part, held, preprocess), {
-            "extraction": ("network.onnx", model), "embedding": ("embedding.onnx", embedding), "search": search},
-            patches.grid)
+            discriminator = _convert(_discriminator_of(whole, patches.grid), {"patches": patches.vectors},
+                                     "discriminator")
+            search = "discriminator.onnx", discriminator
+        parts: dict[str, Part] = {"extraction": ("network.onnx", model), "embedding": ("embedding.onnx", embedding),
+                                  "search": search}
+        yield name, Made(whole, _predictions(part, held, preprocess), parts, patches.grid)
+
+
+def _embedding_of(detector: Detector) -> Callable[..., torch.Tensor]:
+    """The embedding as a function of one argument per level -> vectors (1, P, D)."""
+    embed, levels = detector.stages["embedding"], detector.levels
+
+    def embedding(*maps: torch.Tensor) -> torch.Tensor:
+        return embed(dict(zip(levels, maps, strict=True))).vectors
+
+    return embedding
+
+
+def _discriminator_of(detector: Detector, grid: tuple[int, int]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The search of a SimpleNet as a function of vectors (1, P, D) alone -> map (1, h, w)."""
+    search = detector.stages["search"]
+
+    def discriminator(vectors: torch.Tensor) -> torch.Tensor:
+        return search(Patches(vectors, grid))
+
+    return discriminator
 
 
 def _networks(detector: EfficientAD, samples: Sequence[Sample], preprocess: Preprocess, batch_size: int,
@@ -172,12 +209,22 @@ def _networks(detector: EfficientAD, samples: Sequence[Sample], preprocess: Prep
     eager.learn(collected)
     held = [samples[index] for index in eager.split(len(samples))[1]]
     for name, engine in bundle.ENGINES.items():
-        own = eager.on(engine, collected, seven_bits=True)
-        outputs = own.stages["extraction"](example)
-        maps = _convert(lambda *several, own=own: own.maps(Outputs(*several))["combined"], outputs._asdict(), "maps")
-        yield name, Made(eager if name == "float" else own, _predictions(own, held, preprocess), {
-            "extraction": ("network.onnx", own.graph_.model), "score": ("maps.onnx", maps)},
-            tuple(outputs.teacher.shape[-2:]), RIM)
+        exported = eager.on(engine, collected, seven_bits=True)
+        assert exported.graph_ is not None                  # neither engine is eager
+        outputs: Outputs = exported.stages["extraction"](example)
+        maps = _convert(_combined_of(exported), outputs._asdict(), "maps")
+        parts: dict[str, Part] = {"extraction": ("network.onnx", exported.graph_.model), "score": ("maps.onnx", maps)}
+        height, width = outputs.teacher.shape[-2:]
+        yield name, Made(eager if name == "float" else exported, _predictions(exported, held, preprocess), parts,
+                         (height, width), RIM)
+
+
+def _combined_of(detector: EfficientAD) -> Callable[..., torch.Tensor]:
+    """The combined map (1, h, w) as a function of what teacher, student and autoencoder say."""
+    def combined(teacher: torch.Tensor, student: torch.Tensor, autoencoder: torch.Tensor) -> torch.Tensor:
+        return detector.maps(Outputs(teacher, student, autoencoder))["combined"]
+
+    return combined
 
 
 def _check_embedding(name: str, maps: dict[int, torch.Tensor]) -> None:
@@ -202,18 +249,22 @@ def _copies(category: Category, preprocess: Preprocess, work: Path) -> list[str]
     return names
 
 
-def _fitted(detector: Detector, network, pictures: Pictures) -> Detector:
-    own = replace(detector)
-    own.backbone_ = network
-    return own.learn(own.gather_nominal(Extracted(network, pictures)))
+def _fitted(detector: Detector, network: backbones.Backbone | engines.Exported, pictures: Pictures) -> Detector:
+    """A copy of the detector that has learned from these pictures, by this network."""
+    fitted = replace(detector)
+    fitted.backbone_ = network
+    return fitted.learn(fitted.gather_nominal(Extracted(network, pictures)))
 
 
 def _predictions(detector: Detector, samples: Sequence[Sample], preprocess: Preprocess) -> tuple[Prediction, ...]:
+    """One picture at a time, as a device sees them."""
     return tuple(detector.predict(image) for image in Pictures(samples, preprocess, batch_size=1))
 
 
 class _Stage(torch.nn.Module):
-    def __init__(self, call: Callable):
+    """A function of tensors as the module that torch's exporter wants."""
+
+    def __init__(self, call: Callable[..., torch.Tensor]) -> None:
         super().__init__()
         self.call = call
 
@@ -221,7 +272,7 @@ class _Stage(torch.nn.Module):
         return self.call(*arrays)
 
 
-def _convert(call: Callable, example: Mapping, what: str) -> bytes:
+def _convert(call: Callable[..., torch.Tensor], example: Mapping[Any, torch.Tensor], what: str) -> bytes:
     """A stage as an ONNX model, for one picture of the example's sides; inputs are named as the example is."""
     try:
         with warnings.catch_warnings():         # sides are constants in it, as they are in a bundle

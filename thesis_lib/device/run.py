@@ -1,11 +1,13 @@
 """A bundle on a device: check its scores, measure it by the thesis' protocol, detect with it.
 
+In comes the folder that `export` wrote, out come a row of stage times, or a score and a map for each picture.
 Needs NumPy, Pillow, ONNX Runtime, psutil and threadpoolctl; neither torch nor FAISS nor Jupyter.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -32,7 +34,7 @@ def check_scores(bundle: Bundle, engine: str, threads: int) -> float:
 
 
 def measure(bundle: Bundle, *, engine: str = "float", threads: int | None = None, images: Sequence[Path] = (),
-            pictures: int = 5, warmup: int = 3, repeats: int = 5) -> dict:
+            pictures: int = 5, warmup: int = 3, repeats: int = 5) -> results.Row:
     """A row as `thesis time` makes it, of the first `pictures` images (none: those of the bundle); not stored.
 
     Scores are checked first (BundleError). threads: of the network and of the search; None takes all processors.
@@ -53,30 +55,32 @@ def measure(bundle: Bundle, *, engine: str = "float", threads: int | None = None
         after = stamp.condition()
     facts = stamp.stamp({"onnxruntime": threads, "numpy": threads})
     exported = bundle.facts["engines"][engine]["subject"]
-    version = {"onnxruntime": identity.version_of("onnxruntime")}
-    subject = exported | {"engine": (exported["engine"] or {}) | version, "code": identity.key(__name__), "protocol": {
-        "pictures": pictures, "warmup": warmup, "repeats": repeats, "batch_size": 1, "threads": threads,
-        "cpu": facts["cpu"]}}
-    return results.make_row("time", subject, measured.row() | {
+    # What was measured is what was exported, in the ONNX Runtime and with the code of this machine.
+    engine_facts = (exported["engine"] or {}) | {"onnxruntime": identity.version_of("onnxruntime")}
+    protocol = {"pictures": pictures, "warmup": warmup, "repeats": repeats, "batch_size": 1, "threads": threads,
+                "cpu": facts["cpu"]}
+    subject = exported | {"engine": engine_facts, "code": identity.key(__name__), "protocol": protocol}
+    values = measured.row() | {
         "load_ms": load_ms, "bundle": files.digest_of(bundle.folder / FACTS)[:16],
         "timed": [file.name for file in timed],
         "parity": {"difference": difference, "limit": LIMITS[engine], "pictures": len(bundle.pictures)},
-        "before": before, "after": after}, facts)
+        "before": before, "after": after}
+    return results.make_row("time", subject, values, facts)
 
 
-def complaints(row: dict) -> list[str]:
+def complaints(row: Mapping[str, Any]) -> list[str]:
     """What speaks against the times of a row, one line each."""
-    found = []
+    lines = []
     before, after = (int(row[when]["throttled"] or "0", 16) for when in ("before", "after"))
-    # Bits 0 to 3 are now, 16 to 19 since the machine was started.
+    # Bits 0 to 3 are now, 16 to 19 since the machine was started: those count that have come while measuring.
     flags = (before | after) & 0xF | (after >> 16) & ~(before >> 16)
     if flags:
-        found.append(", ".join(text for bit, text in THROTTLED.items() if flags >> bit & 1)
+        lines.append(", ".join(text for bit, text in THROTTLED.items() if flags >> bit & 1)
                      + f" while measuring (flags 0x{before:x}, then 0x{after:x}): mind power supply and cooling")
     if row["noisy"]:
-        found.append(f"noisy: spread {100 * row['spread']:.0f} %, over {100 * timing.SPREAD_LIMIT:.0f} %: close other "
+        lines.append(f"noisy: spread {100 * row['spread']:.0f} %, over {100 * timing.SPREAD_LIMIT:.0f} %: close other "
                      "programs and measure again")
-    return found
+    return lines
 
 
 def detect(bundle: Bundle, files: Sequence[Path], *, engine: str = "float",
@@ -94,10 +98,10 @@ def detect(bundle: Bundle, files: Sequence[Path], *, engine: str = "float",
                 yield file, predict(stages, image)
 
 
-def save_map(found: Detection, threshold: float, side: int, file: Path, floor: float = 0.0) -> Path:
+def save_map(detection: Detection, threshold: float, side: int, file: Path, floor: float = 0.0) -> Path:
     """Grey PNG of side x side pixels as the network saw them, interpolated; floor is 0, the threshold the middle, 128.
     """
-    full = Image.fromarray(found.map.astype(np.float32)).resize((side, side), Image.Resampling.BILINEAR)
+    full = Image.fromarray(detection.map.astype(np.float32)).resize((side, side), Image.Resampling.BILINEAR)
     grey = np.clip((np.asarray(full) - floor) / (threshold - floor) * 128, 0, 255).round().astype(np.uint8)
     Image.fromarray(grey).save(file)
     return file
@@ -106,13 +110,15 @@ def save_map(found: Detection, threshold: float, side: int, file: Path, floor: f
 def pictures_of(folder: str | Path) -> list[Path]:
     """The pictures right in a folder, sorted; DataError where there are none."""
     folder = Path(folder)
-    found = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES) if folder.is_dir() else []
-    if not found:
+    entries = folder.iterdir() if folder.is_dir() else ()
+    pictures = sorted(file for file in entries if file.suffix.lower() in SUFFIXES)
+    if not pictures:
         raise DataError(f"{folder}: no folder with pictures ({', '.join(sorted(SUFFIXES))})")
-    return found
+    return pictures
 
 
 def _threads(threads: int | None) -> int:
+    """So many, or all processors for None."""
     if threads is not None and threads < 1:
         raise ThesisError(f"threads={threads}: needs at least 1")
     return threads or usable_cpus()

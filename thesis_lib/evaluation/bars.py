@@ -1,4 +1,7 @@
-"""The bars of the thesis' figures as detectors, so that they can be measured again."""
+"""The bars of the thesis' figures as detectors, so that they can be measured again.
+
+In comes the number of a figure of chapter 3.5, out come unfitted PatchCores by the labels of its bars.
+"""
 
 from typing import Any
 
@@ -25,7 +28,7 @@ def thesis_bars(figure: str, weights: str, **changes: Any) -> dict[str, PatchCor
         network = NETWORKS[bar["backbone"]]
         levels = None if network in backbones.PDNS else tuple(int(level) for level in bar["layers"].split("+"))
         embeddings = {"patchcore": f"original_d{bar['feature_dim']}", "none": "identity"}
-        parameters = {
+        parameters: dict[str, Any] = {
             "backbone": network, "layers": levels, "weights": weights,
             "embedding": embeddings.get(bar["pooling"], bar["pooling"]),
             "bank": bar["bank"], "search": bar["search"]}

@@ -55,8 +55,9 @@ class Configuration:
 
     def detector(self, weights: str, seed: int = 0) -> Detector:
         """Unfitted. `weights` as in `backbones.load`; ThesisError when they are not those of the configuration."""
-        found = weightfiles.record(self.parameters["backbone"], weights)
-        if found != self.weights:
-            raise ThesisError(f"weights={weights!r}: are {found}, the configuration was measured with {self.weights}")
-        given = {key: tuple(value) if isinstance(value, list) else value for key, value in self.parameters.items()}
+        record = weightfiles.record(self.parameters["backbone"], weights)
+        if record != self.weights:
+            raise ThesisError(f"weights={weights!r}: are {record}, the configuration was measured with {self.weights}")
+        given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value        # JSON has no tuples
+                                 for key, value in self.parameters.items()}
         return METHODS[self.method](**given, weights=weights, seed=seed)

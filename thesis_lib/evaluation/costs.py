@@ -6,6 +6,7 @@ other; a network is the sum of its layers. Rows that were measured on a device r
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -41,12 +42,13 @@ class Rates:
 
 def count(network: nn.Module, side: int) -> Work:
     """Of all convolutions and linear layers of a network on one picture of side x side pixels; nothing is computed."""
-    found = []
+    works = []
 
-    def note(module, inputs, output):
-        kernel = module.weight.numel() // module.weight.shape[0]            # multiplications for one output number
-        moved = inputs[0].numel() + module.weight.numel() + output.numel()
-        found.append(Work(kernel * output.numel(), FLOAT * moved))
+    def note(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        weight = cast(nn.Conv2d | nn.Linear, module).weight
+        kernel = weight.numel() // weight.shape[0]                          # multiplications for one output number
+        moved = inputs[0].numel() + weight.numel() + output.numel()
+        works.append(Work(kernel * output.numel(), FLOAT * moved))
 
     hooks = [module.register_forward_hook(note) for module in network.modules()
              if isinstance(module, (nn.Conv2d, nn.Linear))]
@@ -56,7 +58,7 @@ def count(network: nn.Module, side: int) -> Work:
     finally:
         for hook in hooks:
             hook.remove()
-    return sum(found[1:], found[0])
+    return sum(works[1:], works[0])
 
 
 def whole(name: str, side: int = 224) -> Work:
@@ -77,20 +79,32 @@ def search(positions: int, rows: int, dim: int) -> Work:
 
 
 def calibrate(known: Mapping[str, tuple[Work, float]], with_bytes: bool = True) -> Rates:
-    """The rates that explain measured milliseconds best, by their logarithms; without bytes they cost nothing."""
+    """The rates that explain measured milliseconds best, by their logarithms; without bytes they cost nothing.
+
+    Seconds of a network = macs / (macs per s) + bytes / (bytes per s). The sum of the squares of log(predicted /
+    measured) over all networks becomes smallest, so that a small network counts as much as a large one.
+    """
     if len(known) < 1 + with_bytes:
         raise ThesisError(f"{len(known)} measured network: {1 + with_bytes} rates need as many")
     works, times = zip(*known.values(), strict=True)
     macs, moved = (np.array([getattr(work, name) for work in works], float) for name in ("macs", "bytes"))
     seconds = np.array(times) / 1e3
-    if not with_bytes:
+    if not with_bytes:                      # then the smallest is known: the mean of the logarithms
         return Rates(float(np.exp(np.log(macs / seconds).mean())), np.inf)
+
+    def log_ratios(log_rates: np.ndarray) -> np.ndarray:
+        return np.log((macs / np.exp(log_rates[0]) + moved / np.exp(log_rates[1])) / seconds)
+
+    # Begin where either half of the time would go to each of both.
     start = np.log([2 * (macs / seconds).mean(), 2 * (moved / seconds).mean()])
-    fit = least_squares(lambda log: np.log((macs / np.exp(log[0]) + moved / np.exp(log[1])) / seconds), start)
-    return Rates(*np.exp(fit.x))
+    macs_per_s, bytes_per_s = np.exp(least_squares(log_ratios, start).x)
+    return Rates(macs_per_s, bytes_per_s)
 
 
 def left_out(known: Mapping[str, tuple[Work, float]], with_bytes: bool = True) -> dict[str, float]:
     """For each network predicted / measured, calibrated on the others alone."""
-    return {name: calibrate({other: known[other] for other in known if other != name}, with_bytes).ms(work) / ms
-            for name, (work, ms) in known.items()}
+    ratios = {}
+    for name, (work, ms) in known.items():
+        others = {other: known[other] for other in known if other != name}
+        ratios[name] = calibrate(others, with_bytes).ms(work) / ms
+    return ratios

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from thesis_lib.evaluation import costs
 from thesis_lib.evaluation.thesis import STAGES
@@ -50,8 +51,8 @@ def stage_work(detector: PatchCore, side: int) -> Mapping[str, tuple[int, int]]:
     image = torch.zeros(1, 3, side, side)
     features = detector.stages["extraction"](image)
     patches = detector.stages["embedding"](features).vectors                          # (1, P, D)
-    maps, (rows, dim) = sum(x.numel() for x in features.values()), detector.bank_.shape
-    places = patches.shape[1]
+    maps = sum(x.numel() for x in features.values())                                  # numbers of all feature maps
+    (rows, dim), places = detector.bank_.shape, patches.shape[1]                      # M, D and P
     macs = {"extraction": network_macs(detector.backbone, detector.levels, side, detector.tap), "embedding": 0,
             "search": places * rows * dim, "score": 0}
     numbers = {"embedding": maps + patches.numel(), "search": patches.numel() + rows * dim + 2 * places,
@@ -66,16 +67,18 @@ def floor_ms(done: Mapping[str, tuple[int, int]], on: Machine) -> dict[str, floa
     return {stage: 1e3 * max(macs / on.macs_per_s, moved / on.bytes_per_s) for stage, (macs, moved) in done.items()}
 
 
-def exponent(sizes, times) -> float:
+def exponent(sizes: ArrayLike, times: ArrayLike) -> float:
     """Slope of log(time) over log(size): 1 is linear, 2 quadratic. Least squares."""
     return float(np.polyfit(np.log(np.asarray(sizes, float)), np.log(np.asarray(times, float)), 1)[0])
 
 
 def _best(call: Callable[[], object], seconds: float) -> float:
+    """Seconds of the fastest call of all that fit into so many seconds, after one that is not timed."""
     call()
-    taken, end = [], time.perf_counter() + seconds
-    while not taken or time.perf_counter() < end:
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while not times or time.perf_counter() < end:
         start = time.perf_counter()
         call()
-        taken.append(time.perf_counter() - start)
-    return min(taken)
+        times.append(time.perf_counter() - start)
+    return min(times)

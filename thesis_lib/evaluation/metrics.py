@@ -1,11 +1,14 @@
 """Image AUROC with its interval, pixel AUROC, PRO: all on raw float64 scores.
 
-Letters: n pictures, S seeds, H, W pixels.
+Labels (0 nominal, 1 anomalous) or masks and scores or maps go in, plain floats from 0 to 1 come out. AUROC: thesis sec.
+2.3; PRO: Bergmann et al. 2021.
+Letters: n pictures, S seeds, H, W pixels, d defect pixels of all pictures.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.ndimage import label as connected_regions
 from scipy.stats import bootstrap, rankdata
 from sklearn.metrics import roc_auc_score
@@ -13,35 +16,47 @@ from sklearn.metrics import roc_auc_score
 from thesis_lib.core.errors import ThesisError
 
 
-def image_auroc(labels: Sequence[int], scores: Sequence[float], names: Sequence[str] | None = None) -> float:
+def image_auroc(labels: ArrayLike, scores: ArrayLike, names: Sequence[str] | None = None) -> float:
     """Share of (anomalous, nominal) pairs in the right order, ties counting half; labels and scores (n,).
 
     Raises ValueError naming the pictures (by `names` or number) when a score is NaN or infinite, or when only one
     class is there: scaling or dropping them would change the number without a word.
+
+    Of these four pairs three are in the right order and one ties:
+
+    >>> image_auroc(labels=[0, 0, 1, 1], scores=[0.1, 0.4, 0.4, 0.8])
+    0.875
     """
     labels, scores = _checked(labels, scores, names)
     return float(roc_auc_score(labels, scores))
 
 
-def auroc_interval(labels: Sequence[int], scores: np.ndarray, *, level: float = 0.95, resamples: int = 2000,
+def auroc_interval(labels: ArrayLike, scores: ArrayLike, *, level: float = 0.95, resamples: int = 2000,
                    seed: int = 0) -> tuple[float, float]:
     """Percentile bootstrap over the test pictures, each class resampled by itself.
 
     scores (n,) or (S, n): with several seeds the mean AUROC over the seeds is resampled, all on the same pictures.
+
+    So few pictures say next to nothing:
+
+    >>> low, high = auroc_interval(labels=[0, 0, 0, 1, 1, 1], scores=[0.1, 0.2, 0.6, 0.4, 0.7, 0.9])
+    >>> f"{image_auroc([0, 0, 0, 1, 1, 1], [0.1, 0.2, 0.6, 0.4, 0.7, 0.9]):.2f}, {low:.2f} to {high:.2f}"
+    '0.89, 0.56 to 1.00'
     """
-    scores = np.atleast_2d(np.asarray(scores, dtype=np.float64))
-    return _interval(labels, scores, np.full(len(scores), 1 / len(scores)), level, resamples, seed)
+    rows = np.atleast_2d(np.asarray(scores, dtype=np.float64))                                  # (S, n)
+    return _interval(labels, rows, np.full(len(rows), 1 / len(rows)), level, resamples, seed)
 
 
-def auroc_difference(labels: Sequence[int], scores: np.ndarray, baseline: np.ndarray, *, level: float = 0.95,
+def auroc_difference(labels: ArrayLike, scores: ArrayLike, baseline: ArrayLike, *, level: float = 0.95,
                      resamples: int = 2000, seed: int = 0) -> tuple[float, float, float]:
     """Mean AUROC of scores minus that of baseline, each (n,) or (S, n), and its interval: (difference, low, high).
 
     Paired: every resample takes the same pictures for both, so that what both find hard does not widen the interval.
     """
-    scores, baseline = (np.atleast_2d(np.asarray(one, dtype=np.float64)) for one in (scores, baseline))
-    weights = np.repeat([1 / len(scores), -1 / len(baseline)], [len(scores), len(baseline)])
-    both = np.concatenate([scores, baseline])
+    rows, others = (np.atleast_2d(np.asarray(values, dtype=np.float64)) for values in (scores, baseline))
+    # Mean of the first minus mean of the second: a weighted sum of the AUROCs of all rows together.
+    weights = np.repeat([1 / len(rows), -1 / len(others)], [len(rows), len(others)])
+    both = np.concatenate([rows, others])
     low, high = _interval(labels, both, weights, level, resamples, seed)
     return float(weights @ [image_auroc(labels, row) for row in both]), low, high
 
@@ -60,9 +75,13 @@ def pro(masks: np.ndarray, maps: np.ndarray, *, limit: float = 0.3) -> float:
     threshold is sampled.
     """
     fewest, most, count = _false_alarms(masks, maps)
-    first, last = fewest / count, most / count          # of nominal pixels that tie with it, half are found before it
+    # 1. False positive rates between which a defect pixel is found: from `first` to `last`, where nominal pixels tie
+    #    with it, the curve rises along a line.
+    first, last = fewest / count, most / count
+    # 2. Area below it up to the limit: a trapezium where it is found before, else the begun triangle, or nothing.
     beyond = np.maximum(limit - first, 0) ** 2 / (2 * np.maximum(last - first, 1 / count))
     area = np.where(last <= limit, limit - (first + last) / 2, beyond)
+    # 3. Mean over the regions of the mean over the pixels of each, in the order of masks[masks] as `area` is.
     sizes = []
     for mask in np.asarray(masks, dtype=bool):
         regions, _ = connected_regions(mask, structure=np.ones((3, 3)))
@@ -78,19 +97,21 @@ def _false_alarms(masks: np.ndarray, maps: np.ndarray) -> tuple[np.ndarray, np.n
     _checked(masks.ravel(), maps.ravel(), None)
     nominal, scores = np.sort(maps[~masks]), maps[masks]
     order = np.argsort(scores)                          # looked up in turn, the places stay in the cache
-    counts = np.empty((2, len(scores)), dtype=np.int64)
-    for count, side in zip(counts, ("right", "left"), strict=True):
-        count[order] = len(nominal) - np.searchsorted(nominal, scores[order], side)
-    return *counts, len(nominal)
+    fewest, most = np.empty((2, len(scores)), dtype=np.int64)
+    fewest[order] = len(nominal) - np.searchsorted(nominal, scores[order], "right")
+    most[order] = len(nominal) - np.searchsorted(nominal, scores[order], "left")
+    return fewest, most, len(nominal)
 
 
-def _interval(labels, scores, weights, level, resamples, seed) -> tuple[float, float]:
+def _interval(labels: ArrayLike, scores: np.ndarray, weights: np.ndarray, level: float, resamples: int,
+              seed: int) -> tuple[float, float]:
     """Bootstrap interval of the weighted sum of the AUROCs of scores (S, n)."""
     for row in scores:
         labels, _ = _checked(labels, row, None)
-    good, bad = (np.flatnonzero(labels == value) for value in (0, 1))
+    good, bad = (np.flatnonzero(np.asarray(labels) == value) for value in (0, 1))
 
-    def combined(good_rows, bad_rows, axis=-1):
+    def combined(good_rows: np.ndarray, bad_rows: np.ndarray, axis: int = -1) -> np.ndarray:
+        """Of resampled pictures, numbers (resamples, a) of nominal and (resamples, b) of anomalous ones."""
         values = [_mann_whitney(row[good_rows], row[bad_rows]) for row in scores]
         return np.tensordot(weights, values, axes=1)
 
@@ -100,13 +121,17 @@ def _interval(labels, scores, weights, level, resamples, seed) -> tuple[float, f
 
 
 def _mann_whitney(good: np.ndarray, bad: np.ndarray) -> np.ndarray:
-    """AUROC along the last axis; good (..., a), bad (..., b)."""
+    """AUROC along the last axis; good (..., a), bad (..., b).
+
+    (R - b (b + 1) / 2) / (a b), with R the sum of the ranks of the anomalous scores among all: the same share of pairs.
+    """
     ranks = rankdata(np.concatenate([good, bad], axis=-1), axis=-1)[..., good.shape[-1]:]
     b = bad.shape[-1]
     return (ranks.sum(axis=-1) - b * (b + 1) / 2) / (good.shape[-1] * b)
 
 
-def _checked(labels, scores, names) -> tuple[np.ndarray, np.ndarray]:
+def _checked(labels: ArrayLike, scores: ArrayLike, names: Sequence[str] | None) -> tuple[np.ndarray, np.ndarray]:
+    """labels int and scores float64, both (n,); ThesisError where they have no AUROC."""
     labels, scores = np.asarray(labels).astype(int), np.asarray(scores, dtype=np.float64)
     if labels.shape != scores.shape or labels.ndim != 1:
         raise ThesisError(f"labels {labels.shape} and scores {scores.shape} must be two lists of the same length")

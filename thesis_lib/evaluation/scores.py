@@ -1,14 +1,20 @@
-"""Fit on the training pictures, score the test pictures: several seeds and variants from the same features."""
+"""Fit on the training pictures, score the test pictures: several seeds and variants from the same features.
+
+Detectors, a category and its preprocessing go in, one row per detector and seed comes out (`core.results`). What is
+the same for several of them is computed once: the network for all that have it, what is gathered from its features for
+all that gather alike, and the leading stages on the test pictures for all of these.
+"""
 
 import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import asdict, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import ArrayLike
 
 from thesis_lib.core import identity, memory, results
 from thesis_lib.core.errors import ThesisError
@@ -19,10 +25,17 @@ from thesis_lib.data.pictures import Pictures
 from thesis_lib.evaluation import metrics
 from thesis_lib.evaluation.configuration import Configuration
 from thesis_lib.methods.base import Detector, Prediction
-from thesis_lib.networks import engines
+from thesis_lib.networks import backbones, engines
 from thesis_lib.networks.maps import Extracted, Stored, keepable
 
+if TYPE_CHECKING:       # rows of other methods must not depend on the code of a training
+    from thesis_lib.methods.trained import Trained
+
 POINTS = 200            # of a loss curve in a row, each the mean of the steps since the last one
+Key = tuple[str, int]                                   # name of a detector and seed
+Groups = Sequence[Sequence[Key]]                        # of one network; a group gathers the same from its features
+Trunk = backbones.Backbone | engines.Exported
+K = TypeVar("K", bound=Hashable)
 
 
 def evaluate(detector: Detector, category: Category, preprocess: Preprocess, *, seeds: Sequence[int] | int = 5,
@@ -52,8 +65,12 @@ def evaluate_many(detectors: Mapping[str, Detector], category: Category, preproc
     subjects = {(name, seed): subject(detectors[name], category, preprocess, seed=seed, module=__name__)
                 for name in detectors for seed in wanted[name]}
     pixels = pixels and category.has_masks
-    rows = {} if force else {key: row for key, about in subjects.items() if (row := results.find("auroc", about))
-                             and not (pixels and row["pixel_auroc"] is None)}
+    rows: dict[Key, results.Row] = {}
+    if not force:
+        for key, facts in subjects.items():
+            row = results.find("auroc", facts)
+            if row and not (pixels and row["pixel_auroc"] is None):
+                rows[key] = row
     missing = [key for key in subjects if key not in rows]
     if missing:
         metrics.image_auroc(category.labels, np.zeros(len(category.test)))     # one class only: say so before the work
@@ -72,53 +89,70 @@ def subject(detector: Detector, category: Category, preprocess: Preprocess, *, s
             "code": identity.key(module, type(detector).__module__)}
 
 
-def worst(category: Category, scores: Sequence[float], count: int = 3) -> list[int]:
+def worst(category: Category, scores: ArrayLike, count: int = 3) -> list[int]:
     """Indices into category.test: nominal pictures with the highest and anomalous ones with the lowest scores."""
-    scores, labels = np.asarray(scores), category.labels
-    order = np.argsort(scores, kind="stable")
-    return [*order[labels[order] == 0][::-1][:count].tolist(), *order[labels[order] == 1][:count].tolist()]
+    labels, order = category.labels, np.argsort(np.asarray(scores), kind="stable")
+    nominal, anomalous = order[labels[order] == 0], order[labels[order] == 1]
+    return [*nominal[::-1][:count].tolist(), *anomalous[:count].tolist()]
 
 
-def by_network(detectors: Mapping[str, Detector], keys) -> list[list[list[tuple[str, int]]]]:
+def by_network(detectors: Mapping[str, Detector], keys: Iterable[Key]) -> list[Groups]:
     """(name, seed) grouped by network, and within it by what is gathered from its features."""
-    networks: dict[tuple, dict[tuple, list]] = {}
+    networks: dict[tuple, dict[tuple, list[Key]]] = {}          # network_by -> collected_by -> keys
     for key in keys:
         detector = detectors[key[0]]
-        networks.setdefault(detector.network_by, {}).setdefault(detector.collected_by, []).append(key)
+        groups = networks.setdefault(detector.network_by, {})
+        groups.setdefault(detector.collected_by, []).append(key)
     return [list(groups.values()) for groups in networks.values()]
 
 
-def extract(detectors, groups, *pictures: Pictures) -> tuple:
-    """The network of all groups, and the feature maps of each `pictures`: computed once where anybody asks again."""
-    every = [detectors[keys[0][0]] for keys in groups]
-    network = every[0].network(tuple(sorted({level for detector in every for level in detector.levels})), pictures[0])
-    maps = [Extracted(network, images) for images in pictures]
-    return network, *(Stored(images) if len(groups) > 1 or keepable(images) else images for images in maps)
+def extract(detectors: Mapping[str, Detector], groups: Groups,
+            *pictures: Pictures) -> tuple[Trunk, list[Extracted | Stored]]:
+    """The network of all groups, up to the deepest level that one of them needs, and the feature maps of each
+    `pictures`: computed once where anybody asks again. The first pictures are nominal.
+    """
+    firsts = [detectors[keys[0][0]] for keys in groups]
+    levels = sorted({level for detector in firsts for level in detector.levels})
+    network = firsts[0].network(tuple(levels), pictures[0])
+    maps: list[Extracted | Stored] = []
+    for images in pictures:
+        extracted = Extracted(network, images)
+        maps.append(Stored(extracted) if len(groups) > 1 or keepable(extracted) else extracted)
+    return network, maps
 
 
-def _measure(detectors, groups, category: Category, preprocess: Preprocess, batch_size: int, pixels: bool):
+def _measure(detectors: Mapping[str, Detector], groups: Groups, category: Category, preprocess: Preprocess,
+             batch_size: int, pixels: bool) -> Iterator[tuple[Key, dict[str, Any]]]:
     """Yield ((name, seed), values of its row) for detectors of the same network."""
-    network, train, test = extract(detectors, groups, Pictures(category.train, preprocess, batch_size),
-                                    Pictures(category.test, preprocess, batch_size))
+    network, (train, test) = extract(detectors, groups, Pictures(category.train, preprocess, batch_size),
+                                     Pictures(category.test, preprocess, batch_size))
     names = [f"{sample.defect}/{sample.path.name}" for sample in category.test]
     masks = np.stack([preprocess.mask(sample) for sample in category.test]) if pixels else None
     counts = {"n_train": len(category.train), "n_test_good": int((category.labels == 0).sum()),
               "n_test_defective": int(category.labels.sum())}
     for keys in groups:
+        # 1. One detector per (name, seed), all from what one of them gathers.
         fitted, fit_s = fit(detectors, keys, network, train)
+        # 2. Scores of the test pictures, and the maps where pixels count.
         scores, predictions = _score(fitted, test, pixels)
-        courses = {key: detector.course_ for key, detector in fitted.items() if hasattr(detector, "course_")}
-        past = {(key, step): fitted[key].at(step) for key, course in courses.items()
-                for step in course.kept if step < course.step}          # the last one is scored already
-        on_the_way = _score(past, test, False)[0] if past else {}
+        # 3. Scores of the states that a training has kept on the way; the last one of them is what 2. has scored.
+        states = {(key, step): cast("Trained", detector).at(step)
+                  for key, detector in fitted.items() for step in _steps(detector)[:-1]}
+        earlier = _score(states, test, False)[0] if states else {}
+        # 4. A row of each.
         for key in keys:
-            quality = _quality(category.labels, scores[key], names, masks, predictions.get(key), preprocess.side)
-            yield key, quality | counts | _training(fitted[key], key, scores | on_the_way, category.labels) | {
-                "fit_s": fit_s[key], "peak_memory_gb": memory.peak_gb(), "labels": category.labels.tolist(),
-                "scores": scores[key].tolist(), "names": names}
+            values = _quality(category.labels, scores[key], names, masks, predictions.get(key), preprocess.side)
+            values |= counts
+            by_step = {step: earlier.get((key, step), scores[key]) for step in _steps(fitted[key])}
+            if by_step:
+                values["training"] = _training(cast("Trained", fitted[key]), by_step, category.labels)
+            values |= {"fit_s": fit_s[key], "peak_memory_gb": memory.peak_gb(), "labels": category.labels.tolist(),
+                       "scores": scores[key].tolist(), "names": names}
+            yield key, values
 
 
-def fit(detectors, keys, network, maps: Extracted | Stored) -> tuple[dict, dict]:
+def fit(detectors: Mapping[str, Detector], keys: Sequence[Key], network: Trunk,
+        maps: Extracted | Stored) -> tuple[dict[Key, Detector], dict[Key, float]]:
     """A fitted detector per (name, seed), and its seconds: the common part of the work counts for each.
 
     The detector that was passed in is itself fitted for its own seed, so that it can be used afterwards.
@@ -128,60 +162,81 @@ def fit(detectors, keys, network, maps: Extracted | Stored) -> tuple[dict, dict]
     first.backbone_ = network.cut(first.levels)
     collected = first.gather_nominal(maps)
     common = time.perf_counter() - start + (earlier or maps.found_seconds)
-    fitted, seconds = {}, {}
+    fitted: dict[Key, Detector] = {}
+    seconds: dict[Key, float] = {}
     for name, _ in keys:
         detectors[name].adopt(first)
     for name, seed in keys:
         start = time.perf_counter()
-        own = detectors[name]
-        fitted[name, seed] = (own if seed == own.seed else own.reseeded(seed)).learn(collected)
-        found = getattr(fitted[name, seed], "found_seconds_", 0.0)
-        seconds[name, seed] = common + time.perf_counter() - start + found
+        given = detectors[name]
+        detector = given if seed == given.seed else given.reseeded(seed)
+        fitted[name, seed] = detector.learn(collected)
+        saved = getattr(detector, "found_seconds_", 0.0)        # that a choice of patches took which was found on disk
+        seconds[name, seed] = common + time.perf_counter() - start + saved
     return fitted, seconds
 
 
-def _score(fitted: dict, maps: Extracted | Stored, with_maps: bool) -> tuple[dict, dict]:
-    """Scores (n,) float64 and batches of predictions per key; stages that detectors share run once per batch."""
-    scores, predictions = {key: [] for key in fitted}, {}
+def _score(fitted: Mapping[K, Detector], maps: Extracted | Stored,
+           with_maps: bool) -> tuple[dict[K, np.ndarray], dict[K, list[Prediction]]]:
+    """Scores (n,) float64 and batches of predictions per key; stages that detectors share run once per batch.
+
+    The detectors have learned from the same that was gathered: they are of one method, with the same leading stages.
+    """
+    scores: dict[K, list[torch.Tensor]] = {key: [] for key in fitted}
+    predictions: dict[K, list[Prediction]] = {}
     stages = {key: list(detector.stages.values()) for key, detector in fitted.items()}
-    first, (detector, *_) = next(iter(stages.values())), fitted.values()
-    shared = len(detector.shared)
-    batches = maps.batches(detector.levels) if shared else track(maps.images, len(maps.images), "pictures")
-    for common in batches:
-        for stage in first[1:shared]:           # the first one is the network
-            common = stage(common)
-        found = {}
+    first_key, first = next(iter(fitted.items()))
+    shared = len(first.shared)
+    batches: Iterator[Any]
+    if shared:
+        batches = maps.batches(first.levels)
+    else:
+        batches = track(maps.images, len(maps.images) if isinstance(maps.images, Sized) else None, "pictures")
+    for batch in batches:
+        # 1. The leading stages, once for all: those after the network, whose maps are here.
+        embedded = batch
+        for stage in stages[first_key][1:shared]:
+            embedded = stage(embedded)
+        # 2. The stages up to the last one, once for all detectors that these do not tell apart.
+        searched: dict[Hashable, Any] = {}
         for key, detector in fitted.items():
             *search, score = stages[key][shared:]
-            same = detector.found_by or key
-            if same not in found:
-                found[same] = common
+            alike = detector.found_by or key
+            if alike not in searched:
+                searched[alike] = embedded
                 for stage in search:
-                    found[same] = stage(found[same])
-            prediction = score(found[same])
+                    searched[alike] = stage(searched[alike])
+            # 3. The last stage of each.
+            prediction = score(searched[alike])
             scores[key].append(prediction.score.double())
             if with_maps:       # worked out now, so that what a late map needs can go
                 predictions.setdefault(key, []).append(Prediction(prediction.score, prediction.map))
     return {key: torch.cat(values).numpy() for key, values in scores.items()}, predictions
 
 
-def _training(detector: Detector, key: tuple[str, int], scores: dict, labels) -> dict:
-    """The course of a training and the AUROC on the way, "last" and "best on test" (thesis sec. 5.3); else nothing."""
-    if not hasattr(detector, "course_"):
-        return {}
+def _steps(detector: Detector) -> list[int]:
+    """Steps after which a training has kept a state, the last one at its end; none where nothing is trained."""
+    return sorted(cast("Trained", detector).course_.kept) if hasattr(detector, "course_") else []
+
+
+def _training(detector: "Trained", scores: Mapping[int, np.ndarray], labels: np.ndarray) -> dict[str, Any]:
+    """The course of a training and the AUROC on the way, "last" and "best on test" (thesis sec. 5.3); scores (n,) of
+    the states by step.
+    """
     course = detector.course_
-    steps = sorted(course.kept)
-    quality = [metrics.image_auroc(labels, scores[key, step] if step < course.step else scores[key])
-               for step in steps]
+    steps = sorted(scores)
+    quality = [metrics.image_auroc(labels, scores[step]) for step in steps]
     points = np.unique(np.linspace(0, course.step, POINTS + 1).round().astype(int))
-    losses = {name: [float(np.mean(values[a:b])) for a, b in itertools.pairwise(points)]
+    losses = {name: [float(np.mean(values[start:stop])) for start, stop in itertools.pairwise(points)]
               for name, values in course.losses.items()}
-    return {"training": {"steps": steps, "image_auroc": quality, "best_on_test": max(quality),
-                         "best_step": steps[int(np.argmax(quality))], "seconds": course.seconds,
-                         "loss_steps": points[1:].tolist(), "losses": losses}}
+    return {"steps": steps, "image_auroc": quality, "best_on_test": max(quality),
+            "best_step": steps[int(np.argmax(quality))], "seconds": course.seconds,
+            "loss_steps": points[1:].tolist(), "losses": losses}
 
 
-def _quality(labels, scores, names, masks, predictions, side) -> dict:
+def _quality(labels: np.ndarray, scores: np.ndarray, names: Sequence[str], masks: np.ndarray | None,
+             predictions: Sequence[Prediction] | None, side: int) -> dict[str, Any]:
+    """AUROC with its interval; pixel AUROC and PRO where there are masks, else None."""
     auroc = metrics.image_auroc(labels, scores, names)          # first: its error names the pictures
     low, high = metrics.auroc_interval(labels, scores)
     values = {"image_auroc": auroc, "image_auroc_low": low, "image_auroc_high": high, "pixel_auroc": None, "pro": None}

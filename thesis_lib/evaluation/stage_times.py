@@ -1,4 +1,8 @@
-"""The timing protocol on fitted detectors: rows of milliseconds per stage."""
+"""The timing protocol on fitted detectors: rows of milliseconds per stage.
+
+Detectors, a category and its preprocessing go in, one row per detector comes out. Source of the protocol: thesis sec.
+3.4.1; the clock itself is `core.timing`.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -48,17 +52,21 @@ def measure_times(detectors: Mapping[str, Detector], category: Category, preproc
         raise ThesisError(f"pictures={pictures}, batch_size={batch_size}: both need at least 1")
     protocol = {"pictures": pictures, "warmup": warmup, "repeats": repeats, "batch_size": batch_size,
                 "threads": threads or torch.get_num_threads(), "cpu": stamp.cpu_model()}
-    subjects = {name: scores.subject(detector, category, preprocess, seed=detector.seed, module=__name__)
-                | {"protocol": protocol} for name, detector in detectors.items()}
-    rows = {} if force else {name: row for name, about in subjects.items() if (row := results.find("time", about))}
+    subjects, rows = {}, {}
+    for name, detector in detectors.items():
+        subjects[name] = scores.subject(detector, category, preprocess, seed=detector.seed, module=__name__)
+        subjects[name]["protocol"] = protocol
+        row = None if force else results.find("time", subjects[name])
+        if row:
+            rows[name] = row
     missing = [name for name in detectors if name not in rows]
     if missing:
-        test = [sample.path for sample in category.test] or [sample.path for sample in category.train]
-        wanted = [test[i % len(test)] for i in range(pictures * batch_size)]
-        images = torch.stack([load_image(path, preprocess) for path in wanted]).split(batch_size)
+        paths = [sample.path for sample in category.test or category.train]
+        timed = [paths[i % len(paths)] for i in range(pictures * batch_size)]
+        images = torch.stack([load_image(path, preprocess) for path in timed]).split(batch_size)
         unfitted = [(name, detectors[name].seed) for name in missing if not _fitted(detectors[name])]
         for groups in scores.by_network(detectors, unfitted):
-            network, maps = scores.extract(detectors, groups, Pictures(category.train, preprocess))
+            network, (maps,) = scores.extract(detectors, groups, Pictures(category.train, preprocess))
             for keys in groups:
                 scores.fit(detectors, keys, network, maps)
     for name in missing:
@@ -86,6 +94,7 @@ def compare(detectors: Mapping[str, Detector], category: Category, preprocess: P
 
 
 def _fitted(detector: Detector) -> bool:
+    """Whether it could predict: its stages need what fit teaches."""
     try:
         return bool(detector.stages)
     except NotFittedError:

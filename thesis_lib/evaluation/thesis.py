@@ -15,14 +15,14 @@ def bars_of(figure: str) -> pd.DataFrame:
     """Bars of one figure of the thesis ("3.2"), in its order: AUROC in %, times in ms. KeyError lists the figures."""
     bars = pd.read_csv(paths.reference() / "thesis_results.csv", dtype={"figure": str, "bank": str})
     if figure not in set(bars["figure"]):
-        known = ", ".join(sorted(bars["figure"].unique(), key=float))
+        known = ", ".join(sorted(bars["figure"].unique(), key=lambda name: [int(part) for part in name.split(".")]))
         raise KeyError(f"figure {figure!r} has no bars; there are {known}")
     return bars[bars["figure"] == figure].reset_index(drop=True)
 
 
 def mvtec_pictures() -> dict[str, tuple[int, int]]:
     """Category -> training and test pictures of MVTec AD (Table 2.1)."""
-    table = pd.read_csv(paths.reference() / "thesis_table_2_1.csv").set_index("category_en").iloc[:-1]
+    table = pd.read_csv(paths.reference() / "thesis_table_2_1.csv").set_index("category_en").iloc[:-1]      # no total
     train, good, bad = (table[name].astype(int) for name in ("n_train", "n_test_nominal", "n_test_anomalous"))
     return dict(zip(table.index, zip(train, good + bad, strict=True), strict=True))
 

@@ -38,6 +38,7 @@ class Original:
     dim: int = 1024
 
     def width(self, channels: Mapping[int, int]) -> int:
+        """D, whatever the levels have."""
         return self.dim
 
     def __call__(self, features: Features) -> Patches:
@@ -86,6 +87,11 @@ def parse(name: str, join: str = "repeat") -> Original | Pooled:
 
     join: how a deeper level reaches the finest grid: "repeat" (block-wise, what the thesis measured; sides must
     divide) or "interpolate" (bilinear, always possible). `original` interpolates by definition.
+
+    >>> maps = {2: torch.zeros(1, 128, 28, 28), 3: torch.zeros(1, 256, 14, 14)}
+    >>> vectors, grid = parse("avg_k3_s1_p1")(maps)
+    >>> vectors.shape, grid                     # (B, P, D): 784 = 28 * 28 patches of 384 = 128 + 256 numbers
+    (torch.Size([1, 784, 384]), (28, 28))
     """
     if join not in JOINS:
         raise ThesisError(f"join={join!r}: needs one of {', '.join(JOINS)}")
@@ -95,7 +101,8 @@ def parse(name: str, join: str = "repeat") -> Original | Pooled:
         return Original(int(match[1]))
     if name == "identity":
         return Pooled((_Identity(),), join)
-    if (match := re.fullmatch(r"adaptive_(\d+)", name)) and int(match[1]):
+    match = re.fullmatch(r"adaptive_(\d+)", name)
+    if match and int(match[1]) > 0:
         return Pooled((_Adaptive(int(match[1])),), join)
     if match := re.fullmatch(r"(avg|max|avgmax)_k(\d+)_s(\d+)_p(\d+)", name):
         kernel, stride, padding = map(int, match.groups()[1:])
@@ -109,6 +116,8 @@ def parse(name: str, join: str = "repeat") -> Original | Pooled:
 
 @dataclass(frozen=True)
 class _Pool:
+    """Average or largest of kernel x kernel positions, every stride-th one."""
+
     kind: str
     kernel: int
     stride: int
@@ -126,6 +135,8 @@ class _Pool:
 
 @dataclass(frozen=True)
 class _Adaptive:
+    """Averages on side x side positions, whatever the map has."""
+
     side: int
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -133,6 +144,8 @@ class _Adaptive:
 
 
 class _Identity:
+    """The map as it is."""
+
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return x
 
@@ -143,10 +156,13 @@ def _beside(maps: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _finest(features: Features) -> tuple[int, int]:
-    return tuple(features[min(features)].shape[-2:])
+    """(h, w) of the lowest level."""
+    h, w = features[min(features)].shape[-2:]
+    return h, w
 
 
 def _to_grid(x: torch.Tensor, grid: tuple[int, int], join: str) -> torch.Tensor:
+    """Map (B, C, h, w) on the finest grid, as `join` says."""
     h, w = x.shape[-2:]
     if (h, w) == grid:
         return x
@@ -155,5 +171,6 @@ def _to_grid(x: torch.Tensor, grid: tuple[int, int], join: str) -> torch.Tensor:
     if grid[0] % h or grid[1] % w:
         raise ThesisError(f"join=repeat: a map of {h}x{w} does not repeat block-wise onto {grid[0]}x{grid[1]}, "
                          "the sides must divide; use join=interpolate")
+    # Each position becomes a block: (B, h, 1, w, 1, C) -> (B, h, H/h, w, W/w, C), of which (B, H, W, C) is a view.
     blocks = x.permute(0, 2, 3, 1)[:, :, None, :, None].expand(-1, -1, grid[0] // h, -1, grid[1] // w, -1)
     return blocks.reshape(len(x), *grid, -1).permute(0, 3, 1, 2)

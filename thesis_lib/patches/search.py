@@ -1,11 +1,13 @@
-"""Exact nearest neighbours of query patches in a memory bank: six engines, the same answer.
+"""Exact nearest neighbours of query patches in a memory bank: vectors in, distances and bank rows out.
 
-Letters: Q queries, M bank rows, D embedding, k neighbours. The thesis compares FAISS and SciPy's cdist (Fig. 3.3);
-none of these engines approximates.
+Six engines, the same answer: none of them approximates. The thesis compares FAISS and SciPy's cdist (Fig. 3.3).
+Letters: Q queries, M bank rows, D embedding, k neighbours.
 """
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Self
 
 import faiss
 import numpy as np
@@ -31,17 +33,24 @@ class Search:
 
     distance: str = "l2"                    # l2 | l2_squared: what `query` returns
     threads: int | None = None              # None keeps the engine's own setting
-    bank: torch.Tensor = field(default=None, init=False, repr=False)
+    bank: torch.Tensor = field(init=False, repr=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.distance not in DISTANCES:
             raise ThesisError(f"distance={self.distance!r}: needs one of {', '.join(DISTANCES)}")
 
-    def fit(self, bank: torch.Tensor) -> "Search":
+    def fit(self, bank: torch.Tensor) -> Self:
+        """Keep the bank (M, D), with what the search needs to know of it beforehand."""
         self.bank = bank.contiguous().float()
         return self
 
     def query(self, vectors: torch.Tensor, k: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+        """Distances (Q, k) and bank rows (Q, k) of the k nearest, the nearest one first.
+
+        >>> bank = torch.tensor([[0.0, 0.0], [3.0, 4.0], [6.0, 8.0]])
+        >>> Torch().fit(bank).query(torch.tensor([[3.0, 3.0]]), k=2)
+        (tensor([[1.0000, 4.2426]]), tensor([[1, 0]]))
+        """
         if k > len(self.bank):
             raise ThesisError(f"k={k} neighbours asked of a bank of {len(self.bank)} rows")
         squared, indices = self._nearest(vectors.contiguous().float(), k)
@@ -49,19 +58,20 @@ class Search:
         return (squared if self.distance == "l2_squared" else squared.sqrt()), indices
 
     def _nearest(self, vectors: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Squared distances (Q, k) ascending and indices (Q, k)."""
         raise NotImplementedError
 
 
 class Faiss(Search):
     """faiss.IndexFlatL2: brute force in float32, no quantisation and no index structure."""
 
-    def fit(self, bank):
+    def fit(self, bank: torch.Tensor) -> Self:
         super().fit(bank)
         self.index = faiss.IndexFlatL2(self.bank.shape[1])
         self.index.add(self.bank.numpy())
         return self
 
-    def _nearest(self, vectors, k):
+    def _nearest(self, vectors: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         with _faiss_threads(self.threads):
             squared, indices = self.index.search(vectors.numpy(), k)
         return torch.from_numpy(squared), torch.from_numpy(indices)
@@ -70,7 +80,7 @@ class Faiss(Search):
 class Cdist(Search):
     """SciPy: every distance written out in float64, on one thread, then sorted out."""
 
-    def _nearest(self, vectors, k):
+    def _nearest(self, vectors: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         squared = cdist(vectors.numpy(), self.bank.numpy(), "sqeuclidean")              # (Q, M)
         if k == 1:
             indices = squared.argmin(axis=1, keepdims=True)
@@ -78,8 +88,8 @@ class Cdist(Search):
             indices = np.argpartition(squared, k - 1, axis=1)[:, :k]
             order = np.take_along_axis(squared, indices, axis=1).argsort(axis=1, kind="stable")
             indices = np.take_along_axis(indices, order, axis=1)
-        nearest = np.take_along_axis(squared, indices, axis=1).astype(np.float32)
-        return torch.from_numpy(nearest), torch.from_numpy(indices)
+        distances = np.take_along_axis(squared, indices, axis=1).astype(np.float32)
+        return torch.from_numpy(distances), torch.from_numpy(indices)
 
 
 class Torch(Search):
@@ -90,12 +100,12 @@ class Torch(Search):
     rows are one block: with several threads every further one would be a wait for each other.
     """
 
-    def fit(self, bank):
+    def fit(self, bank: torch.Tensor) -> Self:
         super().fit(bank)
         self.norms = self.bank.square().sum(dim=1)                                      # (M,)
         return self
 
-    def _nearest(self, vectors, k):
+    def _nearest(self, vectors: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         rows = max(1, min(len(vectors), max(FEWEST, BLOCK // len(self.bank))))
         buffer = torch.empty(rows, len(self.bank))
         nearest, indices = torch.empty(len(vectors), k), torch.empty(len(vectors), k, dtype=torch.int64)
@@ -117,7 +127,7 @@ class Torch(Search):
 class Auto(Torch):
     """By shape: FAISS for many queries, `Torch` for few. Distances that cancel in FAISS' product are written out."""
 
-    def _nearest(self, vectors, k):
+    def _nearest(self, vectors: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         if vectors.numel() < MANY:
             return super()._nearest(vectors, k)
         with _faiss_threads(self.threads):
@@ -138,7 +148,7 @@ class Pruned(Auto):
     bound reaches the largest distance found. Nothing is approximated. Measured with benchmarks/bench_picture.py.
     """
 
-    def fit(self, bank):
+    def fit(self, bank: torch.Tensor) -> Self:
         super().fit(bank)
         first = max(FIRST, len(bank) // 10)
         self._first = Auto(self.distance, self.threads).fit(self.bank[:first]) if first < len(bank) else self
@@ -148,9 +158,12 @@ class Pruned(Auto):
         """Patches (P, D) of one picture -> distances, indices (P, 1) as of `query`: exact for the farthest patch, of
         the others the distance to some row, smaller than that of the farthest.
         """
+        # 1. An upper bound of every patch: the distance to the nearest of the first rows alone.
         distances, indices = self._first.query(vectors)
+        # 2. The whole bank for the patches with the largest bounds, some at a time; `farthest` is s* among them.
         order, farthest = distances[:, 0].argsort(descending=True), -1.0
         for part in order.split(FEWEST):
+            # 3. The largest bound that is left lies below s*: no other patch can be the farthest.
             if self._first is self or distances[part[0], 0] < farthest:
                 break
             distances[part], indices[part] = self.query(vectors[part])
@@ -161,7 +174,7 @@ class Pruned(Auto):
 class Numpy(Search):
     """The same product in NumPy: what a bundle searches with on a device."""
 
-    def _nearest(self, vectors, k):
+    def _nearest(self, vectors: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         with blas_threads(self.threads):
             squared, indices = nearest(vectors.numpy(), self.bank.numpy(), k)
         return torch.from_numpy(squared), torch.from_numpy(indices)
@@ -171,6 +184,7 @@ ENGINES = {"auto": Auto, "faiss": Faiss, "cdist": Cdist, "torch": Torch, "pruned
 
 
 def _ascending(nearest: torch.Tensor, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both in the order of the distances (Q, k)."""
     if indices.shape[1] > 1:
         nearest, order = nearest.sort(dim=1, stable=True)
         indices = indices.gather(1, order)
@@ -178,7 +192,8 @@ def _ascending(nearest: torch.Tensor, indices: torch.Tensor) -> tuple[torch.Tens
 
 
 @contextmanager
-def _faiss_threads(threads: int | None):
+def _faiss_threads(threads: int | None) -> Iterator[None]:
+    """FAISS on so many threads, and on as many as before afterwards; None leaves it."""
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(threads or before)
     try:

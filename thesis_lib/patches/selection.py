@@ -1,4 +1,7 @@
-"""The rows of a memory bank, found again where the same patches ask for them: rules, searches and banks share them."""
+"""The rows of a memory bank, found again where the same patches ask for them: rules, searches and banks share them.
+
+Features (N, D) go in, the indices of the chosen rows and the seconds that choosing them took come out.
+"""
 
 import io
 import json
@@ -33,8 +36,8 @@ def select(features: np.ndarray, rows: int, *, seed: int, projection: int | None
     if len(order) >= rows:
         return order[:rows], float(seconds[rows - 1])
     order, seconds, start = np.empty(rows, np.int64), np.empty(rows), time.perf_counter()
-    for number, row in enumerate(track(islice(coreset.greedy(features, seed=seed, projection=projection), rows), rows,
-                                       "coreset")):
+    choices = islice(coreset.greedy(features, seed=seed, projection=projection), rows)
+    for number, row in enumerate(track(choices, rows, "coreset")):
         order[number], seconds[number] = row, time.perf_counter() - start
     content = io.BytesIO()
     np.savez(content, order=order, seconds=seconds)

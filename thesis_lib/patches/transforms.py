@@ -1,11 +1,12 @@
 """What may stand in place of a level's last ReLU, and scalings of the embedding's channels.
 
+Maps (B, C, h, w) go into an activation, vectors (N, D) into a scaling; both come out in their shape.
 Source: the thesis' later state, sec. 3.5.3, Fig. 3.22 to 3.25: five functions times {none, N, N and W}.
 Letters: N training vectors, D channels of the embedding.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,6 +88,7 @@ def weights(entropy: np.ndarray) -> np.ndarray:
     return len(entropy) * exponentials / exponentials.sum()
 
 
-def _blocks(vectors: np.ndarray):
+def _blocks(vectors: np.ndarray) -> Iterator[np.ndarray]:
+    """BLOCK rows at a time, as float64."""
     for start in range(0, len(vectors), BLOCK):
         yield np.asarray(vectors[start:start + BLOCK], dtype=np.float64)

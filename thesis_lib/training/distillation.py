@@ -7,7 +7,7 @@ picture of the PDN at twice its side, not a finer one.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ from thesis_lib.core import identity
 from thesis_lib.core.parameters import parameter
 from thesis_lib.networks import backbones, weightfiles
 from thesis_lib.networks.pdn import CHANNELS, PDN
+from thesis_lib.networks.torch_setup import channels_last
 from thesis_lib.patches import embedding
 from thesis_lib.training import sources
-from thesis_lib.training.descent import Course, TrainingError, checkpoint_of, descend
+from thesis_lib.training.descent import Course, Losses, TrainingError, checkpoint_of, descend
 from thesis_lib.training.sources import Source
 
 GREY = 0.1              # of the pictures lose their colours, for teacher and student alike
@@ -47,7 +48,7 @@ class Recipe:
     precision: str = parameter("bfloat16", "of the convolutions: bfloat16 or float32")
     seed: int = parameter(0, "of the pictures and the first weights")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.network not in backbones.PDNS:
             raise TrainingError(f"network={self.network}: needs one of {', '.join(backbones.PDNS)}")
         backbones.check(self.teacher, self.layers)
@@ -66,7 +67,10 @@ class PatchTarget(nn.Module):
     `standardise` sets mean and deviation of every channel; the target is told in these.
     """
 
-    def __init__(self, backbone: backbones.Backbone, dim: int = CHANNELS):
+    mean: torch.Tensor          # (D, 1, 1)
+    std: torch.Tensor
+
+    def __init__(self, backbone: backbones.Backbone, dim: int = CHANNELS) -> None:
         super().__init__()
         self.backbone, self.embed = backbone, embedding.Original(dim)
         self.register_buffer("mean", torch.zeros(dim, 1, 1))
@@ -79,9 +83,10 @@ class PatchTarget(nn.Module):
         patches = self.embed({level: x.float() for level, x in features.items()})
         return (patches.vectors.mT.unflatten(2, patches.grid) - self.mean) / self.std
 
-    def standardise(self, batches) -> "PatchTarget":
+    def standardise(self, batches: Iterable[torch.Tensor]) -> "PatchTarget":
         """From batches of images."""
-        count, total, squares = 0, 0.0, 0.0
+        count, total = 0, torch.zeros_like(self.mean[:, 0, 0], dtype=torch.float64)
+        squares = torch.zeros_like(total)
         for images in batches:
             target = self(images).double()
             count += target[:, 0].numel()
@@ -92,7 +97,7 @@ class PatchTarget(nn.Module):
         return self
 
 
-def distil(network: nn.Module, losses: Callable[[torch.Tensor], Mapping[str, torch.Tensor]], source: Source, *,
+def distil(network: nn.Module, losses: Callable[[torch.Tensor], Losses], source: Source, *,
            steps: int, rate: float, decay: float, seed: int, checkpoint: Path, subject: Mapping[str, Any],
            code: Mapping[str, str] | None = None, precision: str = "float32", torch_device: str = "cpu",
            **options: Any) -> Course:
@@ -104,12 +109,12 @@ def distil(network: nn.Module, losses: Callable[[torch.Tensor], Mapping[str, tor
     optimizer = torch.optim.Adam(network.parameters(), lr=rate, weight_decay=decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
 
-    def step(number: int) -> Mapping[str, torch.Tensor]:
+    def step(number: int) -> Losses:
         images = greyed(source[number].to(torch_device)).contiguous(memory_format=torch.channels_last)
         with torch.autocast(torch.device(torch_device).type, torch.bfloat16, enabled=precision == "bfloat16"):
             return losses(images)
 
-    network.to(torch_device, memory_format=torch.channels_last).train()
+    channels_last(network, torch_device).train()
     return descend(network, [optimizer], step, schedules=[schedule], steps=steps, seed=seed, checkpoint=checkpoint,
                    subject={**subject, "pictures": source.identity}, code=identity.code(__name__) | dict(code or {}),
                    torch_device=torch_device, **options)
@@ -130,13 +135,14 @@ def initialised(network: PDN) -> PDN:
     convolutions = [layer for layer in network if isinstance(layer, nn.Conv2d)]
     for layer in convolutions:
         nn.init.kaiming_normal_(layer.weight, nonlinearity="relu" if layer is not convolutions[-1] else "linear")
-        nn.init.zeros_(layer.bias)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
     convolutions[-1].weight.data.mul_(0.1)
     return network
 
 
 def pdn(recipe: Recipe, out: Path, *, torch_device: str = "cpu", every_s: float = 60.0,
-        limit: int | None = None) -> dict | None:
+        limit: int | None = None) -> dict[str, Any] | None:
     """Train a PDN, write its weights to `out` (.safetensors, float16, the published key names) and return their card.
 
     A checkpoint is left beside `out` each `every_s` seconds and taken up by the next call with the same recipe.
@@ -146,7 +152,7 @@ def pdn(recipe: Recipe, out: Path, *, torch_device: str = "cpu", every_s: float 
     checkpoint = checkpoint_of(out, torch_device, limit)
     source = sources.parse(recipe.pictures, recipe.side, recipe.batch, recipe.seed)
     backbone = backbones.load(recipe.teacher, recipe.layers, recipe.weights)
-    target = PatchTarget(backbone).to(torch_device, memory_format=torch.channels_last)
+    target = channels_last(PatchTarget(backbone), torch_device)
     count = -(-recipe.sample // recipe.batch)
     target.standardise(source[STATISTICS + number].to(torch_device) for number in range(count))
     with torch.random.fork_rng(devices=[]):     # PyTorch initialises from the global generator

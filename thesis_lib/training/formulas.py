@@ -24,7 +24,7 @@ TAU = 2 * math.pi
 class Canvas:
     """n empty pictures of S by S pixels, their classes' numbers (n, NUMBERS) and their coordinates x, y."""
 
-    def __init__(self, numbers: torch.Tensor, side: int, generator: torch.Generator):
+    def __init__(self, numbers: torch.Tensor, side: int, generator: torch.Generator) -> None:
         self.count, self.side, self.generator, self.taken = len(numbers), side, generator, 0
         self.exact = numbers
         self.numbers = (numbers + self.uniform(-JITTER, JITTER, NUMBERS)).clamp(0, 1)
@@ -63,6 +63,7 @@ class Canvas:
         return low + (high - low) * fresh
 
     def normal(self, *shape: int) -> torch.Tensor:
+        """Fresh numbers of mean 0 and deviation 1, (n, *shape)."""
         return torch.randn(self.count, *shape, generator=self.generator, device=self.generator.device)
 
     def noise(self, spacing: int) -> torch.Tensor:
@@ -103,7 +104,7 @@ def pick(index: torch.Tensor, *fields: torch.Tensor) -> torch.Tensor:
 
 def waves(c: Canvas) -> torch.Tensor:
     """One to three gratings, added or multiplied, round or nearly square."""
-    total, product, count = 0, 1, c.choice(3)
+    total, product, count = torch.zeros(()), torch.ones(()), c.choice(3)
     for index in range(3):
         u, v = c.turned()
         wave = torch.sin(TAU * u / c.size(5, 40) + c.number(0, 2) * torch.sin(TAU * v / c.size(8, 60)))
@@ -115,6 +116,7 @@ def waves(c: Canvas) -> torch.Tensor:
 
 def spectrum(c: Canvas) -> torch.Tensor:
     """Noise with a power law and perhaps a preferred direction and length, plain, folded, cut or in bands."""
+    # The spectrum of white noise, times a gain that falls with the frequency, and perhaps a band that stands out.
     frequency = torch.fft.fftfreq(c.side), torch.fft.rfftfreq(c.side)
     fy, fx = torch.meshgrid(*(f.to(c.numbers.device) for f in frequency), indexing="ij")
     angle, stretch = c.number(0, math.pi), c.size(1, 6)
@@ -125,6 +127,7 @@ def spectrum(c: Canvas) -> torch.Tensor:
     gain = pick(c.choice(2), gain, gain * (band + 0.02))
     field = torch.fft.irfft2(torch.fft.rfft2(c.normal(c.side, c.side)) * gain, s=(c.side, c.side))
     field = field / (field.std((1, 2), keepdim=True) + 1e-6)
+    # What is made of the field, by the class.
     shape = c.choice(4)
     folded, cut = -field.abs(), torch.tanh(8 * (field - c.number(-1, 1)))
     bands = torch.sin(field * c.number(2, 6))
@@ -137,6 +140,8 @@ def turing(c: Canvas) -> torch.Tensor:
     fy, fx = torch.meshgrid(*(f.to(c.numbers.device) for f in frequency), indexing="ij")
     angle, stretch, length, tilt = c.number(0, math.pi), c.size(1, 2.5), c.size(4, 14), c.number(-0.35, 0.35)
     u, v = fx * angle.cos() + fy * angle.sin(), fy * angle.cos() - fx * angle.sin()
+    # In the frequencies both blurs are Gaussians, the inhibitor's a narrower one: their difference lets a ring of
+    # wavelengths grow, and tanh stops the growth.
     radius = (u**2 * stretch + v**2 / stretch) * (length * 2) ** 2
     kernel = 2.2 * (torch.exp(-radius) - torch.exp(-radius * c.number(1.8, 3.5)))
     field, gain = c.normal(c.side, c.side), c.size(2, 5)
@@ -151,6 +156,8 @@ def cells(c: Canvas) -> torch.Tensor:
     u, v = c.turned()
     pitch, aspect, scatter = c.size(7, 36), c.size(0.5, 2), c.number(0.2, 1)
     u, v = u / pitch * aspect, v / pitch / aspect
+    # Each cell of the lattice takes the place of its point (a, b) and its grey g from a table by a hash of (i, j); the
+    # point nearest to a pixel lies in its own cell or in one of the eight around it.
     table = c.uniform(0, 1, 3, 997)
     first, second = torch.full_like(u, 9.0), torch.full_like(u, 9.0)
     grey, edge = torch.zeros_like(u), c.choice(2)
@@ -235,13 +242,15 @@ def fractal(c: Canvas) -> torch.Tensor:
     turns, skews = math.pi * c.vector(most), math.pi * c.vector(most)
     large, small = 0.55 + 0.33 * c.vector(most), 0.45 + 0.4 * c.vector(most)
     shift = c.vector(most, 2)
-    rotate = [torch.stack([torch.stack([a.cos(), -a.sin()], -1), torch.stack([a.sin(), a.cos()], -1)], -2)
-              for a in (turns, skews)]
-    matrices = rotate[0] @ torch.diag_embed(torch.stack([large, small.sign() * small.abs().clamp(0.1)], -1)) @ rotate[1]
+    # 1. The maps z -> Mz + t, M = turn * diag(singular values below 1) * turn.
+    contract = torch.diag_embed(torch.stack([large, small.sign() * small.abs().clamp(0.1)], -1))
+    matrices = rotations(turns) @ contract @ rotations(skews)
+    # 2. Each is drawn by the area that it keeps; `bounds` cut 0..1 into the shares of the first `count` maps.
     likely = (large * small).abs() + 0.08
     likely = torch.where(torch.arange(most, device=likely.device) < count[:, None], likely, torch.zeros(()))
     bounds = likely.cumsum(1)[:, :-1] / likely.sum(1, keepdim=True)
     maps = torch.cat([matrices.flatten(2), shift], -1)                     # (n, maps, a b c d e f)
+    # 3. The chaos game: 700 points wander, the first 10 steps until they lie on the attractor.
     x, y = c.uniform(-1, 1, 2, 700).unbind(1)
     steps = []
     for step in range(30):
@@ -250,6 +259,7 @@ def fractal(c: Canvas) -> torch.Tensor:
         x, y = m[0] * x + m[1] * y + m[4], m[2] * x + m[3] * y + m[5]
         if step >= 10:
             steps.append(torch.stack([x, y], -1))
+    # 4. All places, brought to the middle of the picture, turned a little, counted by pixel.
     points = torch.cat(steps, 1)
     middle, spread = points.mean(1, keepdim=True), points.std(1, keepdim=True)
     points = (points - middle) / (4 * spread + 1e-6)
@@ -264,6 +274,12 @@ def fractal(c: Canvas) -> torch.Tensor:
     density = torch.zeros(c.count, c.side**2, device=x.device).scatter_add_(1, place, valid.float())
     density = F.avg_pool2d(density.view(-1, 1, c.side, c.side), 3, 1, 1)[:, 0]
     return stretched(torch.log1p(density * 4))
+
+
+def rotations(angles: torch.Tensor) -> torch.Tensor:
+    """Angles (n, m) -> matrices (n, m, 2, 2)."""
+    cos, sin = angles.cos(), angles.sin()
+    return torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)
 
 
 def program(c: Canvas) -> torch.Tensor:

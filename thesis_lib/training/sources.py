@@ -21,7 +21,10 @@ AREA = (0.25, 1.0)      # of a photograph that a crop takes
 
 
 class Source(Protocol):
-    identity: str
+    """Batch i by `source[i]`, and which pictures these are."""
+
+    @property
+    def identity(self) -> str: ...
 
     def __getitem__(self, number: int) -> torch.Tensor: ...
 
@@ -29,7 +32,7 @@ class Source(Protocol):
 class Folder:
     """Random crops of all pictures in and below a folder, resized to S x S, half of them mirrored."""
 
-    def __init__(self, root: str | Path, side: int, batch: int, seed: int = 0):
+    def __init__(self, root: str | Path, side: int, batch: int, seed: int = 0) -> None:
         self.root, self.side, self.batch, self.seed = Path(root).expanduser(), side, batch, seed
         self.files = sorted(file for file in self.root.rglob("*") if file.suffix.lower() in SUFFIXES)
         if not self.files:
@@ -50,7 +53,7 @@ class Folder:
                                    transforms.ToTensor()])
         with torch.random.fork_rng(devices=[]):         # torchvision draws from the global generator
             torch.manual_seed(mixed(self.seed, number))
-            file = self.files[torch.randint(len(self.files), ()).item()]
+            file = self.files[int(torch.randint(len(self.files), ()))]
             return normalise(crop(read_rgb(file)))
 
 

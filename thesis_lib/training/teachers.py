@@ -1,5 +1,6 @@
 """Teachers of Uninformed Students: a patch network learns what a large network says of the same patch.
 
+A large network and a source of pictures go in, a frozen patch network comes out.
 Source: Bergmann et al. 2020 (arXiv 1911.02357); thesis sec. 4.2.1, whose decoder D is the wrong way round: it maps the
 descriptor to the vector of the large network, and only the distillation needs it.
 """
@@ -53,22 +54,24 @@ def teach(lesson: Lesson, backbone: backbones.Backbone, source: Source, every_s:
                                                    "weights": backbone.weights, "pictures": source.identity}
     with torch.random.fork_rng(devices=[]):     # PyTorch initialises from the global generator
         torch.manual_seed(lesson.seed)
-        networks = nn.ModuleDict({"teacher": PatchNetwork(lesson.p, lesson.channels),
-                                  "decoder": nn.Linear(lesson.channels, backbone.channels[level])})
+        teacher = PatchNetwork(lesson.p, lesson.channels)
+        decoder = nn.Linear(lesson.channels, backbone.channels[level])
+    networks = nn.ModuleDict({"teacher": teacher, "decoder": decoder})
 
     def losses(pictures: torch.Tensor) -> dict[str, torch.Tensor]:
         patches = cut(pictures, lesson.p)[:lesson.batch].contiguous(memory_format=torch.channels_last)
         with torch.no_grad():
             enlarged = F.interpolate(patches, (ENLARGED, ENLARGED), mode="bilinear", align_corners=False)
             wanted = backbone(enlarged)[level].float().mean((2, 3))                 # (n, C)
-        said = networks["teacher"](patches, STRIDE)[..., 0, 0].float()              # (n, d)
-        found = {"knowledge": (networks["decoder"](said).float() - wanted).square().sum(1).mean(),
+        said = teacher(patches, STRIDE)[..., 0, 0].float()                          # (n, d)
+        # L_k, L_c and L_m of the paper, each with its weight.
+        parts = {"knowledge": (decoder(said).float() - wanted).square().sum(1).mean(),
                  "compactness": lesson.compactness * compactness(said)}
         if lesson.metric:
             factor = 1 + BRIGHTNESS * (2 * torch.rand(len(patches), 1, 1, 1).to(torch_device) - 1)
-            near = networks["teacher"](factor * patches + NOISE * torch.randn_like(patches), STRIDE)[..., 0, 0]
-            found["metric"] = lesson.metric * triplet(said, near.float(), said.roll(PATCHES, 0))    # another picture's
-        return found
+            near = teacher(factor * patches + NOISE * torch.randn_like(patches), STRIDE)[..., 0, 0]
+            parts["metric"] = lesson.metric * triplet(said, near.float(), said.roll(PATCHES, 0))    # another picture's
+        return parts
 
     key = files.digest(repr(sorted(subject.items())))[:16]
     backbone.to(torch_device)
@@ -80,13 +83,13 @@ def teach(lesson: Lesson, backbone: backbones.Backbone, source: Source, every_s:
                             what=f"teacher of {lesson.p} pixels")
     finally:
         backbone.to("cpu")
-    return networks["teacher"].eval().requires_grad_(False)
+    return teacher.eval().requires_grad_(False)
 
 
 class NominalSource:
     """Batches of the pictures themselves (N, 3, H, W), drawn anew for every number."""
 
-    def __init__(self, images: np.ndarray, batch: int, seed: int):
+    def __init__(self, images: np.ndarray, batch: int, seed: int) -> None:
         self.images, self.batch, self.seed = images, batch, seed
         self.identity = f"nominal {files.digest(images)[:16]}"
 
@@ -100,8 +103,11 @@ def cut(images: torch.Tensor, p: int) -> torch.Tensor:
     height, width = images.shape[-2:]
     rows = torch.randint(height - p + 1, (len(images), PATCHES)).tolist()
     columns = torch.randint(width - p + 1, (len(images), PATCHES)).tolist()
-    return torch.stack([image[:, i:i + p, j:j + p] for image, some, others in zip(images, rows, columns, strict=True)
-                        for i, j in zip(some, others, strict=True)])
+    patches = []
+    for number, image in enumerate(images):
+        for i, j in zip(rows[number], columns[number], strict=True):
+            patches.append(image[:, i:i + p, j:j + p])
+    return torch.stack(patches)
 
 
 def compactness(descriptors: torch.Tensor) -> torch.Tensor:
@@ -111,7 +117,7 @@ def compactness(descriptors: torch.Tensor) -> torch.Tensor:
     return (normed.T @ normed).fill_diagonal_(0).square().sum()
 
 
-def triplet(one: torch.Tensor, near: torch.Tensor, far: torch.Tensor) -> torch.Tensor:
-    """L_M, mean over the rows of max(0, delta + d+ - d-), d- to the nearer of p and p+."""
-    apart = torch.minimum((one - far).square().sum(1), (near - far).square().sum(1))
-    return F.relu(MARGIN + (one - near).square().sum(1) - apart).mean()
+def triplet(patch: torch.Tensor, near: torch.Tensor, far: torch.Tensor) -> torch.Tensor:
+    """L_M of descriptors (n, d) of p, p+ and p-: mean of max(0, delta + d+ - d-), d- to the nearer of p and p+."""
+    apart = torch.minimum((patch - far).square().sum(1), (near - far).square().sum(1))      # d-
+    return F.relu(MARGIN + (patch - near).square().sum(1) - apart).mean()
