@@ -9,7 +9,7 @@ import torch
 
 from thesis_lib import data
 from thesis_lib.core import paths, timing
-from thesis_lib.core.errors import NotFittedError
+from thesis_lib.core.errors import NotFittedError, ThesisError
 from thesis_lib.core.preprocess import DataError
 from thesis_lib.data.pictures import load_image
 from thesis_lib.evaluation import metrics, scores, stage_times
@@ -177,6 +177,20 @@ def test_a_detector_learns_nothing_of_another_one(pad, small):
     scores.evaluate_many({"first": first, "second": second}, pad, small, seeds=[3])
     with pytest.raises(NotFittedError):
         second.predict(torch.zeros(1, 3, 64, 64))
+
+
+def test_a_detector_fitted_by_the_evaluation_knows_its_pictures(pad, small, counted, monkeypatch):
+    """Also from maps that were found, where nobody has seen a picture; what was read shows that."""
+    Counted, read = counted
+    monkeypatch.setattr(scores, "Pictures", Counted)
+    for first in (True, False):
+        detector = patchcore()
+        scores.evaluate(detector, pad, small, seeds=1, force=True)
+        assert (sum(read) == 10) is first
+        read.clear()
+        assert detector.image_size_ == (64, 64) and detector.preprocess_ == small
+        with pytest.raises(ThesisError, match="images of 32x32 pixels: this patchcore was fitted on 64x64"):
+            detector.predict(torch.zeros(1, 3, 32, 32))
 
 
 def test_stored_rows_are_not_measured_again(pad, small, calls):

@@ -1,7 +1,8 @@
 """Execute the numbered notebooks: everything checked first, each in a fresh process, atomic, resumable.
 
-`plan` makes tasks of a profile of notebooks/runs.yml, `run` executes those that are not up to date; executed copies
-and outcomes come out. Beside an executed copy lies its record (.json); the copy is up to date while the record's key equals the task's.
+`plan` makes tasks of a profile of notebooks/runs.yml, `run` executes those that are not up to date; executed copies and
+outcomes come out. Beside an executed copy lies its record (.json); the copy is up to date while the record's key equals
+the task's.
 Where one machine is too small the same tasks run on a Dask cluster (thesis_lib.batch.cluster).
 """
 
@@ -14,7 +15,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -186,8 +187,9 @@ def _run_task(task: Task, key: str, force: bool, threads: int, stop: Stop, say: 
         seconds = round(time.monotonic() - began, 1)
         if state == "interrupted":
             return Outcome(task, state, seconds)
-        state, target = "failed" if state == "no kernel" else state, task.failed_copy
-        executed = read_json(part)
+        if state == "no kernel":
+            state = "failed"
+        target, executed = task.failed_copy, read_json(part)
         if state == "done":
             task.record.unlink(missing_ok=True)       # a crash before the new record means: run again
             task.failed_copy.unlink(missing_ok=True)
@@ -198,10 +200,10 @@ def _run_task(task: Task, key: str, force: bool, threads: int, stop: Stop, say: 
             _replace(target, part, executed, sort_keys=True)
         if state != "done" and executed:
             message += f" -> {min(str(target), os.path.relpath(target), key=len)}"
+        papermill = (executed or {}).get("metadata", {}).get("papermill", {})
         _replace(task.record, part, {
             "name": task.name, "state": state, "message": message, "seconds": seconds, "key": key,
-            "parameters": effective, "code": task.code,
-            "peak_memory_gb": (executed or {}).get("metadata", {}).get("papermill", {}).get("peak_memory_gb"),
+            "parameters": effective, "code": task.code, "peak_memory_gb": papermill.get("peak_memory_gb"),
             "rows": sorted(set(rows.read_text(encoding="utf-8").split())),
             "finished": datetime.now(UTC).isoformat(timespec="seconds")})
         return Outcome(task, state, seconds, message)

@@ -2,12 +2,15 @@
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from thesis_lib.commands import exit_codes
 
 
-def add(commands) -> None:
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Both commands, below those of `thesis`."""
     what = "check a bundle of `thesis export`, then its stage times by the thesis' protocol"
     measure = commands.add_parser("measure", help=what, description=what)
     measure.add_argument("bundle", help="folder that `thesis export` wrote")
@@ -33,7 +36,8 @@ def add(commands) -> None:
     detect.set_defaults(do=_detect)
 
 
-def times(name: str, row: dict) -> str:
+def times(name: str, row: Mapping[str, Any]) -> str:
+    """A row of stage times in one line."""
     stages = ", ".join(f"{stage} {ms:.2f}" for stage, ms in row["stage_ms"].items())
     return (f"{name}: {row['total_ms']:.2f} ms a batch of {row['batch_size']} ({stages}), "
             f"{row['images_per_s']:.1f} pictures/s, {row['threads']} threads, spread {100 * row['spread']:.0f} %")
@@ -54,9 +58,10 @@ def _measure(args: argparse.Namespace) -> int:
         print(f"scores of the bundle's {parity['pictures']} pictures: at most {100 * parity['difference']:.2g} % from "
               f"those at export (limit {100 * parity['limit']:.2g} %)")
         print(times(row["category"], row))
-        known = [f"{name} {row['before'][name]} to {then}" for name, then in row["after"].items() if then is not None]
-        print(", ".join([f"  first call {row['first_call_ms']:.1f} ms, loading {row['load_ms']:.0f} ms, peak memory "
-                         f"{row['peak_memory_gb']:.2f} GB", *known]))
+        facts = [f"first call {row['first_call_ms']:.1f} ms", f"loading {row['load_ms']:.0f} ms",
+                 f"peak memory {row['peak_memory_gb']:.2f} GB"]
+        facts += [f"{name} {row['before'][name]} to {then}" for name, then in row["after"].items() if then is not None]
+        print("  " + ", ".join(facts))
         for line in run.complaints(row):
             print(f"thesis: warning: {line}", file=sys.stderr)
         rows.append(row)
@@ -94,6 +99,7 @@ def _engine(parser: argparse.ArgumentParser) -> None:
 
 
 def _numbers(text: str) -> tuple[int, ...]:
+    """Of an option such as 1,2,4."""
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:

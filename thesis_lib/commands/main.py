@@ -138,8 +138,10 @@ def _data(args: argparse.Namespace) -> int:
     if args.action == "demo":
         print(folders.demo())
         return 0
-    roots = [folders.resolve(args.data)] if args.data else sorted(
-        {folder.parent.parent.parent for folder in paths.data().glob("*/*/train/good")})
+    if args.data:
+        roots = [folders.resolve(args.data)]
+    else:
+        roots = sorted({folder.parent.parent.parent for folder in paths.data().glob("*/*/train/good")})
     if not roots:
         raise ThesisError(f"{paths.data()}: no data set yet; `thesis data demo` generates one, data/README.md says "
                          "where real pictures come from")

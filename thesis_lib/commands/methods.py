@@ -6,38 +6,51 @@ import json
 import sys
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from thesis_lib.commands import device, exit_codes
 from thesis_lib.core.errors import ThesisError
 from thesis_lib.core.preprocess import DataError, Preprocess
 
+if TYPE_CHECKING:       # a device has no torch, and no command line should wait for it that does without
+    from thesis_lib.data.folders import Category
+    from thesis_lib.methods.base import Detector
 
-def add(commands, command: str | None) -> None:
+Field = dataclasses.Field[Any]
+Measure = Callable[["Detector", "Category", Preprocess], dict[str, Any]]       # prints, and gives what --json prints
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", command: str | None) -> None:
     """All three; their methods only for this command, or for None: to list them torch is imported."""
     for name, do, what in (("evaluate", _evaluate, "image AUROC of a method on a data set"),
                            ("time", _time, "stage times of a method by the thesis' protocol"),
                            ("export", _export, "write a fitted method into a folder for a device without torch")):
-        one = commands.add_parser(name, help=what, description=what)
+        parser = commands.add_parser(name, help=what, description=what)
         if command not in (None, name):
             continue
-        methods = one.add_subparsers(required=True, metavar="METHOD", title="methods")
-        for method, options in _methods().items():
-            sub = methods.add_parser(method, help=options["about"], description=options["about"],
+        methods = parser.add_subparsers(required=True, metavar="METHOD", title="methods")
+        for method, (about, fields) in _methods().items():
+            sub = methods.add_parser(method, help=about, description=about,
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-            _measuring_options(sub, options["fields"], name)
+            _measuring_options(sub, fields, name)
             sub.set_defaults(do=do, method=method)
 
 
-def _methods() -> dict:
+def _methods() -> dict[str, tuple[str, list[Field]]]:
+    """Name of a method -> what it is, and its parameters but the seed."""
     from thesis_lib.methods.registry import METHODS
-    return {name: {"about": method.__doc__ if not method.__doc__.startswith(method.__name__ + "(")
-                   else sys.modules[method.__module__].__doc__.strip().splitlines()[0],
-                   "fields": [field for field in dataclasses.fields(method) if field.name != "seed"]}
-            for name, method in METHODS.items()}
+    methods = {}
+    for name, method in METHODS.items():
+        about = method.__doc__ or ""
+        if about.startswith(f"{method.__name__}("):         # made by `dataclass`: the module's first line says more
+            about = (sys.modules[method.__module__].__doc__ or "").strip().partition("\n")[0]
+        methods[name] = about, [field for field in dataclasses.fields(method) if field.name != "seed"]
+    return methods
 
 
-def _measuring_options(parser: argparse.ArgumentParser, fields, command: str) -> None:
+def _measuring_options(parser: argparse.ArgumentParser, fields: Sequence[Field], command: str) -> None:
+    """Options of a command on one method: data, the method's fields, those of `Preprocess`, and how to measure."""
     if command == "export":         # a bundle has two engines and a search of its own
         fields = [field for field in fields if field.name not in ("engine", "search", "search_threads")]
     parser.add_argument("--data", required=True, help="folder of categories in MVTec AD layout, or demo")
@@ -45,7 +58,9 @@ def _measuring_options(parser: argparse.ArgumentParser, fields, command: str) ->
                         help="folder below it, may be repeated; all takes every one")
     for field in (*fields, *dataclasses.fields(Preprocess)):
         default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
-        kind = {"action": argparse.BooleanOptionalAction} if field.type is bool else {"type": converter(field.type)}
+        kind: dict[str, Any] = {"type": converter(field.type)}
+        if field.type is bool:
+            kind = {"action": argparse.BooleanOptionalAction}
         parser.add_argument(f"--{field.name.replace('_', '-')}", default=default,
                             help=field.metadata["help"].replace("%", "%%"), **kind)
     parser.add_argument("--threads", type=int, help="threads of torch (default: its own choice)")
@@ -71,11 +86,11 @@ def _measuring_options(parser: argparse.ArgumentParser, fields, command: str) ->
     parser.add_argument("--force", action="store_true", help="measure again although a stored row is there")
 
 
-def converter(annotation) -> Callable[[str], object]:
+def converter(annotation: Any) -> Callable[[str], object]:
     """Text of an option -> value of the field's type; "none" where the annotation allows None."""
     options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
 
-    def convert(text: str):
+    def convert(text: str) -> object:
         if text.lower() == "none" and types.NoneType in options:
             return None
         for option in options:
@@ -86,14 +101,19 @@ def converter(annotation) -> Callable[[str], object]:
                     return option(text)
             except ValueError:
                 continue
-        wanted = " or ".join("numbers such as 2,3" if typing.get_origin(option) is tuple
-                             else "none" if option is types.NoneType else option.__name__ for option in options)
-        raise argparse.ArgumentTypeError(f"{text!r}: needs {wanted}")
+        raise argparse.ArgumentTypeError(f"{text!r}: needs {' or '.join(map(_in_words, options))}")
 
     return convert
 
 
-def _measured(args: argparse.Namespace, measure: Callable) -> int:
+def _in_words(annotation: Any) -> str:
+    """What to type for a value of this type."""
+    if typing.get_origin(annotation) is tuple:
+        return "numbers such as 2,3"
+    return "none" if annotation is types.NoneType else annotation.__name__
+
+
+def _measured(args: argparse.Namespace, measure: Measure) -> int:
     """Build detector and preprocessing from the options, measure each category; a broken one stops only itself."""
     import torch
 
@@ -107,7 +127,7 @@ def _measured(args: argparse.Namespace, measure: Callable) -> int:
         if getattr(args, name, 0) < 0:          # of no category in particular
             raise ThesisError(f"--{name.replace('_', '-')} {getattr(args, name)}: needs a number, or 0 for all")
 
-    def pick(cls):
+    def pick(cls: type) -> dict[str, Any]:
         return {field.name: getattr(args, field.name) for field in dataclasses.fields(cls) if hasattr(args, field.name)}
 
     detector = METHODS[args.method](**pick(METHODS[args.method]))
@@ -123,7 +143,7 @@ def _measured(args: argparse.Namespace, measure: Callable) -> int:
         except DataError as error:
             print(f"thesis: {name}: {error}", file=sys.stderr)
             failed.append(name)
-    together = {"categories": answers, "failed": failed}
+    together: dict[str, Any] = {"categories": answers, "failed": failed}
     if len(answers) > 1 and "image_auroc" in answers[0]:
         together["image_auroc"] = sum(answer["image_auroc"] for answer in answers) / len(answers)
         print(f"mean of {len(answers)} categories: image AUROC {100 * together['image_auroc']:.1f} %")
@@ -139,26 +159,26 @@ def _evaluate(args: argparse.Namespace) -> int:
     if args.pictures < 0:
         raise ThesisError(f"pictures={args.pictures}: needs at least 1, or 0 to time none")
 
-    def measure(detector, category, preprocess) -> dict:
+    def measure(detector: "Detector", category: "Category", preprocess: Preprocess) -> dict[str, Any]:
         rows = scores.evaluate(detector, category, preprocess, seeds=args.seeds, batch_size=args.batch_size,
                                force=args.force)
-        one = tables.summary(rows).iloc[0]
-        answer = {"method": args.method, "category": category.name, "weights": one["weights"], "seeds": len(rows),
-                  "image_auroc": one["auroc"] / 100, "low": one["low"] / 100, "high": one["high"] / 100,
-                  "sd": one["sd"] / 100, "per_seed": rows["image_auroc"].tolist(),
-                  "pixel_auroc": one["pixel_auroc"] / 100, "pro": one["pro"] / 100,
-                  "n_train": int(one["n_train"]), "n_test": int(one["n_test"]),
+        summary = tables.summary(rows).iloc[0]
+        answer = {"method": args.method, "category": category.name, "weights": summary["weights"], "seeds": len(rows),
+                  "image_auroc": summary["auroc"] / 100, "low": summary["low"] / 100, "high": summary["high"] / 100,
+                  "sd": summary["sd"] / 100, "per_seed": rows["image_auroc"].tolist(),
+                  "pixel_auroc": summary["pixel_auroc"] / 100, "pro": summary["pro"] / 100,
+                  "n_train": int(summary["n_train"]), "n_test": int(summary["n_test"]),
                   "peak_memory_gb": float(rows["peak_memory_gb"].max()), "rows": rows["id"].tolist()}
+        per_seed = " ".join(f"{100 * value:.1f}" for value in answer["per_seed"])
+        warning = " (untrained: no statement about the method)" if summary["weights"] == "random" else ""
         print(f"{category.name}: image AUROC {100 * answer['image_auroc']:.1f} % "
-              f"(95 % interval {one['low']:.1f} to {one['high']:.1f}), {len(rows)} seeds "
-              + " ".join(f"{100 * value:.1f}" for value in answer["per_seed"])
-              + f", weights {one['weights']}" + (" (untrained: no statement about the method)"
-                                                 if one["weights"] == "random" else ""))
+              f"(95 % interval {summary['low']:.1f} to {summary['high']:.1f}), {len(rows)} seeds {per_seed}, "
+              f"weights {summary['weights']}{warning}")
         if "training.best_on_test" in rows:
             print(f"{category.name}: after the last step; the best of the states on the way would have "
                   f"{100 * rows['training.best_on_test'].mean():.1f} %, chosen by the test pictures")
         if category.has_masks:
-            print(f"{category.name}: pixel AUROC {one['pixel_auroc']:.1f} %, PRO {one['pro']:.1f} %")
+            print(f"{category.name}: pixel AUROC {summary['pixel_auroc']:.1f} %, PRO {summary['pro']:.1f} %")
         else:
             print(f"{category.name}: pixel AUROC and PRO n/a, not every anomalous picture has a mask")
         if args.pictures:
@@ -173,7 +193,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 def _time(args: argparse.Namespace) -> int:
     from thesis_lib.evaluation import stage_times
 
-    def measure(detector, category, preprocess) -> dict:
+    def measure(detector: "Detector", category: "Category", preprocess: Preprocess) -> dict[str, Any]:
         detector = detector.reseeded(args.seed)
         row = stage_times.measure_time(detector, category, preprocess, pictures=args.pictures, warmup=args.warmup,
                                        repeats=args.repeats, batch_size=args.batch_size, threads=args.threads,
@@ -184,7 +204,7 @@ def _time(args: argparse.Namespace) -> int:
     return _measured(args, measure)
 
 
-def _print_times(name: str, row: dict) -> None:
+def _print_times(name: str, row: Mapping[str, Any]) -> None:
     noisy = " -- noisy, over 10 %: close other programs and use --force" if row["noisy"] else ""
     print(device.times(name, row) + noisy)
 
@@ -195,7 +215,7 @@ def _export(args: argparse.Namespace) -> int:
     if len(args.category) > 1 or args.category == ["all"]:
         raise ThesisError(f"--category {' '.join(args.category)}: a bundle is of one category")
 
-    def write(detector, category, preprocess) -> dict:
+    def write(detector: "Detector", category: "Category", preprocess: Preprocess) -> dict[str, Any]:
         facts = export(detector.reseeded(args.seed), category, preprocess, args.out, batch_size=args.batch_size,
                        quantile=args.quantile)
         print(f"{args.out}: {args.method} fitted on {len(category.train)} pictures of {category.name}, "
@@ -203,6 +223,7 @@ def _export(args: argparse.Namespace) -> int:
         for name, engine in facts["engines"].items():
             print(f"  {name}: threshold {engine['threshold']:.4f}, expected scores {min(engine['scores']):.4f} to "
                   f"{max(engine['scores']):.4f}")
-        return {"out": args.out, "thresholds": {name: one["threshold"] for name, one in facts["engines"].items()}}
+        thresholds = {name: engine["threshold"] for name, engine in facts["engines"].items()}
+        return {"out": args.out, "thresholds": thresholds}
 
     return _measured(args, write)

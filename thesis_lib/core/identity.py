@@ -1,6 +1,7 @@
 """What a stored number depends on: the code that it ran through, parsed, and the versions of the packages below that.
 
-A comment, a docstring or a line of another method changes no number, so it must not stale one. Modules are named as
+Names of modules, or a class and some of its methods, go in; hashes come out, one for each module or one over all. A
+comment, a docstring or a line of another method changes no number, so it must not stale one. Modules are named as
 Python does ("thesis_lib.patches.search"); their code counts with all that they import, directly and further on.
 """
 

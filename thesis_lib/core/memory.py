@@ -1,4 +1,7 @@
-"""What does not fit into memory: a limit checked before the work, and a file for the features of a training set."""
+"""What does not fit into memory: a limit checked before the work, and a file for the features of a training set.
+
+Sizes go in, an error with the ways out comes before anything is computed; batches go in, an array on disk comes out.
+"""
 
 import mmap
 import sys

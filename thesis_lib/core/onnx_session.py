@@ -1,4 +1,4 @@
-"""One way to open a network in ONNX Runtime, for the engines and for a device."""
+"""One way to open a network in ONNX Runtime, for the engines and for a device: bytes of a model in, a session out."""
 
 from typing import TYPE_CHECKING
 

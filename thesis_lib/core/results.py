@@ -1,4 +1,7 @@
-"""One JSON file per measured row: (configuration, category, seed) named by a readable slug and a hash of all of it."""
+"""One JSON file per measured row: (configuration, category, seed) named by a readable slug and a hash of all of it.
+
+A subject, what was measured, goes in and finds the row of an earlier run; with its values it becomes a new one.
+"""
 
 import json
 import os

@@ -1,4 +1,7 @@
-"""What a number was measured with: versions, commit, processor, threads, temperature."""
+"""What a number was measured with: versions, commit, processor, threads, temperature.
+
+Nothing goes in but the threads, a flat dict for a row or the head of a notebook comes out.
+"""
 
 import hashlib
 import platform
@@ -65,6 +68,7 @@ def show(threads: Mapping[str, int] | None = None) -> None:
 
 
 def _commit() -> str | None:
+    """Of the checkout, with -dirty where tracked files differ from it; None without git or checkout."""
     def git(*arguments: str) -> str:
         return subprocess.run(["git", "-C", str(paths.root()), *arguments],
                               capture_output=True, text=True, check=True).stdout.strip()

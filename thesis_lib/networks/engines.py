@@ -112,7 +112,9 @@ def build(name: str, layers: Sequence[int], weights: str = "imagenet", engine: s
 def export(backbone: backbones.Backbone) -> bytes:
     """The network as an ONNX model: input images (B, 3, H, W), one output per level, B, H and W free."""
     sides = {0: "B", 2: "H", 3: "W"}
-    outputs = {f"level{level}": {axis: f"{side}{level}" for axis, side in sides.items()} for level in backbone.layers}
+    outputs = {}
+    for level in backbone.layers:
+        outputs[f"level{level}"] = {axis: f"{side}{level}" for axis, side in sides.items()}
     return convert(backbones.Maps(backbone), (torch.zeros(1, 3, 64, 64),), f"the network of {backbone.name}",
                    inputs=["images"], outputs=list(outputs), free={"images": sides, **outputs})
 

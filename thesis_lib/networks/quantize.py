@@ -1,5 +1,6 @@
 """Static post-training quantisation: the affine map by itself, and two tools that apply it to a whole network.
 
+An array goes in, its integers come out; a float network and pictures to calibrate with go in, an integer one comes out.
 Source: thesis sec. 2.5; Jacob et al. 2018 (arXiv 1712.05877). Differs from the thesis' text: the zero point is an
 integer, the result is clipped, the range holds 0, and the step is S (the text divides it by 2^n once more).
 `qdq` (ONNX Runtime) is behind engine="int8"; `torch_int8` is the thesis' way, kept to compare with.
@@ -80,7 +81,8 @@ def affine(x: np.ndarray, *, bits: int = 8, signed: bool = False, symmetric: boo
     smallest, largest = np.quantile(rows, [quantile, 1 - quantile], axis=1).astype(np.float32)
     smallest, largest = np.minimum(smallest, 0), np.maximum(largest, 0)
     if symmetric:
-        smallest, largest = -np.maximum(-smallest, largest), np.maximum(-smallest, largest)
+        reach = np.maximum(-smallest, largest)                          # max|x|
+        smallest, largest = -reach, reach
     # 3. S spreads the range over 2^n - 1 steps, Z is where 0.0 comes to lie.
     scale = (largest - smallest) / np.float32(high - low)
     scale = np.maximum(scale, np.finfo(np.float32).eps)                 # a channel of zeros

@@ -23,6 +23,8 @@ JOINS = ("repeat", "interpolate")
 
 
 class Patches(NamedTuple):
+    """The patch vectors of B pictures and where they lie."""
+
     vectors: torch.Tensor           # (B, P, D)
     grid: tuple[int, int]           # (h, w), P = h*w, row by row
 

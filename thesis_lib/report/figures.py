@@ -1,15 +1,18 @@
-"""All figures and their only style. Every function returns a Figure that no pyplot state knows."""
+"""All figures and their only style: tables, scores and maps go in, a Figure comes out that no pyplot state knows."""
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import seaborn as sns
+import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure as _Figure
 from matplotlib.lines import Line2D
 from matplotlib.transforms import ScaledTranslation
+from numpy.typing import ArrayLike
 from PIL import Image
 from sklearn.metrics import roc_curve
 
@@ -51,18 +54,20 @@ def stage_bars(panels: Mapping[str, pd.DataFrame]) -> Figure:
     return figure
 
 
-def _stage_panel(axis, title: str, table: pd.DataFrame) -> None:
-    aurocs = [column for column in table if column.startswith("AUROC")]
-    stages = [column for column in table if column not in aurocs]
+def _stage_panel(axis: Axes, title: str, table: pd.DataFrame) -> None:
+    """Two bars a row: its stages side by side on the lower axis, and below it its AUROCs on the upper one."""
+    columns = [str(column) for column in table]
+    aurocs = [column for column in columns if column.startswith("AUROC")]
+    stages = [column for column in columns if column not in aurocs]
     rows, above = np.arange(len(table)), 0.2 if aurocs else 0
-    left = np.zeros(len(table))
+    totals = np.zeros(len(table))
     for stage in stages:
-        axis.barh(rows - above, table[stage], 0.36, left=left, label=stage, color=STAGE_COLOURS[stage])
-        left += table[stage].to_numpy()
-    for row, total in enumerate(left):
+        axis.barh(rows - above, table[stage], 0.36, left=totals, label=stage, color=STAGE_COLOURS[stage])
+        totals += table[stage].to_numpy()
+    for row, total in enumerate(totals):
         axis.annotate(f"{total:.1f} ms", (total, row - above), (3, 0), textcoords="offset points", va="center",
                       fontsize=8)
-    axis.set(yticks=rows, yticklabels=table.index, xlabel="milliseconds per picture", xlim=(0, left.max() * 1.25),
+    axis.set(yticks=rows, yticklabels=table.index, xlabel="milliseconds per picture", xlim=(0, totals.max() * 1.25),
              ylim=(len(table) - 0.5, -0.5))
     second = axis.twiny()
     height = 0.36 / max(len(aurocs), 1)
@@ -93,7 +98,7 @@ def _stage_panel(axis, title: str, table: pd.DataFrame) -> None:
                 bbox_transform=axis.transAxes + below)
 
 
-def roc(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]]) -> Figure:
+def roc(curves: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> Figure:
     """ROC curves in one picture; each entry maps a name to labels (n,) and scores (n,)."""
     figure = Figure(figsize=(4.4, 4.2), layout="constrained", dpi=100)
     axis = figure.subplots()
@@ -103,7 +108,7 @@ def roc(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]]) -> Figure:
     return figure
 
 
-def distributions(cases: Mapping[str, tuple[Sequence[int], Sequence[float]]], threshold: float | None = None,
+def distributions(cases: Mapping[str, tuple[ArrayLike, ArrayLike]], threshold: float | None = None,
                   marked: float | None = None) -> Figure:
     """Per case the histogram of the scores of both classes, and the ROC curve (Fig. 2.2) where there are both.
 
@@ -113,8 +118,8 @@ def distributions(cases: Mapping[str, tuple[Sequence[int], Sequence[float]]], th
     alone = len(cases) == 1             # then side by side
     figure = Figure(figsize=(6.6, 2.9) if alone else (3.0 * len(cases), 5.4), layout="constrained", dpi=90)
     axes = figure.subplots(1, 2, squeeze=False) if alone else figure.subplots(2, len(cases)).T
-    for (top, bottom), (title, (labels, scores)) in zip(axes, cases.items(), strict=True):
-        labels, scores = np.asarray(labels), np.asarray(scores, dtype=float)
+    for (top, bottom), (title, case) in zip(axes, cases.items(), strict=True):
+        labels, scores = np.asarray(case[0]), np.asarray(case[1], dtype=float)
         bins = np.linspace(scores.min(), scores.max(), 30)
         for value, name, colour in ((0, "nominal", GOOD), (1, "anomalous", BAD)):
             if (labels == value).any():
@@ -181,7 +186,7 @@ def lines(panels: Mapping[str, pd.DataFrame], ylabels: Sequence[str]) -> Figure:
     figure = Figure(figsize=(4.6 * len(panels), 3.2), layout="constrained", dpi=90)
     for axis, (title, frame), ylabel in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels.items(), ylabels,
                                             strict=True):
-        frame.plot(ax=axis, title=title, ylabel=ylabel, xlabel=frame.index.name or "")
+        frame.plot(ax=axis, title=title, ylabel=ylabel, xlabel=str(frame.index.name or ""))
     return figure
 
 
@@ -194,21 +199,23 @@ def rounding(panels: "Mapping[str, tuple[np.ndarray, Mapping[str, Affine]]]") ->
     for (top, bottom), (title, (values, maps)) in zip(figure.subplots(2, len(panels), squeeze=False).T, panels.items(),
                                                       strict=True):
         top.hist(values, 200, color="0.6", log=True)
-        for (name, one), colour in zip(maps.items(), (GOOD, BAD), strict=False):
-            for end in one.range:
-                top.axvline(end, color=colour, lw=1.2, ls="--", label=f"{name}, S = {one.scale:.4f}")
+        for (name, affine), colour in zip(maps.items(), (GOOD, BAD), strict=False):
+            for end in affine.range:
+                top.axvline(end, color=colour, lw=1.2, ls="--", label=f"{name}, S = {affine.scale:.4f}")
         handles = dict(zip(*top.get_legend_handles_labels()[::-1], strict=True))      # one entry for both ends
         top.legend(handles.values(), handles, fontsize=7, loc="upper center")
         top.set(title=title, xlabel="value", ylabel="how many", ylim=(0.6, 12 * top.get_ylim()[1]))     # room for it
-        name, one = next(iter(maps.items()))
-        bottom.hist((one.dequantize(one.quantize(values)) - values) / one.scale, np.linspace(-1, 1, 81), color=GOOD)
+        name, affine = next(iter(maps.items()))
+        errors = (affine.dequantize(affine.quantize(values)) - values) / affine.scale
+        bottom.hist(errors, np.linspace(-1, 1, 81), color=GOOD)
         for half in (-0.5, 0.5):
             bottom.axvline(half, color="black", lw=1, ls="--")
         bottom.set(xlabel=f"error of {name}, in steps S", ylabel="how many", xticks=[-1, -0.5, 0, 0.5, 1])
     return figure
 
 
-def _roc(axis, labels, scores, **style) -> None:
+def _roc(axis: Axes, labels: ArrayLike, scores: ArrayLike, **style: Any) -> None:
+    """One curve, with the diagonal of a guess; style is that of the line."""
     fpr, tpr, _ = roc_curve(labels, scores)
     axis.plot(fpr, tpr, **style)
     axis.plot([0, 1], [0, 1], color="0.7", lw=0.8, ls=":")
@@ -292,7 +299,7 @@ def inspection(sample: Sample, heat: np.ndarray, score: float, times: Mapping[st
     return figure
 
 
-def to_rgb(image) -> np.ndarray:
+def to_rgb(image: torch.Tensor) -> np.ndarray:
     """(3, H, W) normalised tensor -> (H, W, 3) uint8."""
     pixels = image.numpy().transpose(1, 2, 0) * IMAGENET_STD + IMAGENET_MEAN
     return (pixels.clip(0, 1) * 255).round().astype(np.uint8)

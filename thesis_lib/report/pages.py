@@ -1,4 +1,7 @@
-"""Copy executed notebooks to outputs/rendered, refusing what must not be shown."""
+"""Copy executed notebooks to outputs/rendered, refusing what must not be shown.
+
+The name of a profile goes in; copies of its executed notebooks come out, the text of one as `page` for the site.
+"""
 
 import json
 import re
@@ -48,6 +51,7 @@ def page(task: Task) -> str:
     if len(text.encode()) > LIMIT_MB * 1e6:
         raise PageError(f"{task.name}: {len(text.encode()) / 1e6:.1f} MB, the limit is {LIMIT_MB}: show less")
     folders = [str(folder) for folder in (paths.root(), paths.data(), paths.outputs(), Path.home())]
-    if shown := re.search("|".join(map(re.escape, folders)), text):
+    shown = re.search("|".join(map(re.escape, folders)), text)
+    if shown:
         raise PageError(f"{task.name}: shows the folder {shown[0]} of this machine")
     return text

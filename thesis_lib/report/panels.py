@@ -1,6 +1,7 @@
 """The interactive end of a notebook: one picture after the other through a detector, with every part of its answer.
 
-Widgets appear where somebody watches; the batch and rendered pages get the same view of one picture instead.
+A detector and a category go in; what comes out is shown in the notebook. Widgets appear where somebody watches; the
+batch and rendered pages get the same view of one picture instead.
 """
 
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from functools import cached_property, lru_cache
 from html import escape
 from itertools import combinations
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,6 +28,9 @@ from thesis_lib.methods.base import Detector, Prediction
 from thesis_lib.methods.patchcore import PatchCore
 from thesis_lib.patches import scoring
 from thesis_lib.report import figures
+
+if TYPE_CHECKING:       # a page that nobody watches needs no widgets
+    from ipywidgets import VBox
 
 SHOWN = 3               # nearest bank patches
 
@@ -70,9 +75,11 @@ class View:
         return crops
 
     def _crop(self, image: torch.Tensor, place: int, grid: tuple[int, int]) -> np.ndarray:
+        """Pixels around the patch of this number, a square that does not leave the picture (3, S, S)."""
         side, half = self.preprocess.side, max(12, self.preprocess.side // 10)
-        y, x = ((place // grid[1] + 0.5) * side / grid[0], (place % grid[1] + 0.5) * side / grid[1])
-        top, left = (int(min(max(at - half, 0), side - 2 * half)) for at in (y, x))
+        row, column = divmod(place, grid[1])
+        y, x = (row + 0.5) * side / grid[0], (column + 0.5) * side / grid[1]        # its centre
+        top, left = (int(min(max(centre - half, 0), side - 2 * half)) for centre in (y, x))
         return figures.to_rgb(image[:, top:top + 2 * half, left:left + 2 * half])
 
     def figure(self, index: int) -> figures.Figure:
@@ -93,11 +100,14 @@ class View:
         return drawn
 
     def verdict(self, index: int, threshold: float) -> str:
+        """What the threshold says of this picture, and what it does to all of them, in one line."""
         alarms, labels = self.scores >= threshold, self.category.labels
-        told = [f"{verb} {100 * alarms[labels == label].mean():.0f} % {what}" for label, verb, what in
-                ((1, "finds", "of the anomalous pictures"), (0, "raises", "false alarms")) if (labels == label).any()]
+        effects = []
+        for label, verb, what in ((1, "finds", "of the anomalous pictures"), (0, "raises", "false alarms")):
+            if (labels == label).any():
+                effects.append(f"{verb} {100 * alarms[labels == label].mean():.0f} % {what}")
         return (f"score {self.scores[index]:.3f}: {'anomalous' if alarms[index] else 'nominal'} at threshold "
-                f"{threshold:.3f}, which {' and '.join(told)}")
+                f"{threshold:.3f}, which {' and '.join(effects)}")
 
 
 @lru_cache(maxsize=8)
@@ -110,7 +120,9 @@ def view_of(detector: Detector, category: Category, preprocess: Preprocess) -> V
     if not category.test:
         raise DataError(f"{category.train[0].path.parents[2]}: no test pictures; those to look at belong into "
                              "test/good and test/defect (any name)")
-    return _fitted(type(detector), tuple(detector.parameters().items()), category, preprocess)
+    method, parameters = type(detector), tuple(detector.parameters().items())
+    # A class can be hashed; mypy takes it for one of its objects, which cannot.
+    return _fitted(method, parameters, category, preprocess)        # type: ignore[arg-type]
 
 
 def show(detector: Detector, root: Path, category: Category, preprocess: Preprocess,
@@ -130,7 +142,16 @@ def show(detector: Detector, root: Path, category: Category, preprocess: Preproc
     display(view.curve(index, view.usual))
 
 
-def panel(detector: Detector, root: Path, category: Category, preprocess: Preprocess, backbones: Sequence[str] = ()):
+@dataclass
+class _Shown:
+    """What the widgets are about: a folder of categories, and the view on one of them while it may be drawn."""
+
+    root: Path
+    view: View | None = None
+
+
+def panel(detector: Detector, root: Path, category: Category, preprocess: Preprocess,
+          backbones: Sequence[str] = ()) -> "VBox":
     """Widgets: folder, category, parameters of the detector, picture, threshold. A new detector is fitted first."""
     import ipywidgets as w
     folder = w.Text(str(root), description="folder", continuous_update=False, layout={"width": "40em"})
@@ -140,23 +161,23 @@ def panel(detector: Detector, root: Path, category: Category, preprocess: Prepro
     picture = w.Dropdown(description="picture")
     threshold = w.FloatSlider(description="threshold", readout_format=".3f", continuous_update=False,
                               layout={"width": "40em"})
-    told, drawn, curve = w.HTML(), w.Output(), w.Output()
-    current = {"root": Path(root)}          # of what is shown; "view" only while it may be drawn
+    message, drawn, curve = w.HTML(), w.Output(), w.Output()
+    shown = _Shown(Path(root))
 
-    def refit(_=None) -> None:
-        told.value = "fitting ..."
-        shown = current.pop("view", None)
+    def refit(_: object = None) -> None:
+        message.value = "fitting ..."
+        before, shown.view = shown.view, None
         try:
             wanted = replace(detector, **{name: option.value for name, option in options.items()})
-            given = (current["root"], chosen.value) == (Path(root), category.name)
-            view = view_of(wanted, category if given else scan(current["root"], chosen.value), preprocess)
+            given = (shown.root, chosen.value) == (Path(root), category.name)
+            view = view_of(wanted, category if given else scan(shown.root, chosen.value), preprocess)
             scores = view.scores
         except ThesisError as error:             # a level without weights, a picture that is none, ...
-            told.value = f"<b>{escape(str(error))}</b>"
+            message.value = f"<b>{escape(str(error))}</b>"
             for output in (drawn, curve):
                 output.clear_output()
             return
-        if not shown or shown.category.test != view.category.test:      # else the same picture by another detector
+        if not before or before.category.test != view.category.test:    # else the same picture by another detector
             picture.options = [(f"{sample.defect}/{sample.path.stem}", index)
                                for index, sample in enumerate(view.category.test)]
             picture.value = int(np.argmax(scores))
@@ -164,30 +185,30 @@ def panel(detector: Detector, root: Path, category: Category, preprocess: Prepro
         threshold.max = max(threshold.min, high)        # a lower end above the upper one is refused
         threshold.min, threshold.max = low, high
         threshold.step, threshold.value = (high - low) / 100 or 1.0, view.usual
-        current["view"] = view
+        shown.view = view
         look()
 
-    def look(_=None) -> None:
-        if view := current.get("view"):
+    def look(_: object = None) -> None:
+        if shown.view:
             move()
             with drawn:
                 drawn.clear_output(wait=True)
-                display(view.figure(picture.value))
+                display(shown.view.figure(picture.value))
 
-    def move(_=None) -> None:
-        if view := current.get("view"):
-            told.value = view.verdict(picture.value, threshold.value)
+    def move(_: object = None) -> None:
+        if shown.view:
+            message.value = shown.view.verdict(picture.value, threshold.value)
             with curve:
                 curve.clear_output(wait=True)
-                display(view.curve(picture.value, threshold.value))
+                display(shown.view.curve(picture.value, threshold.value))
 
-    def enter(_=None) -> None:
+    def enter(_: object = None) -> None:
         try:
             names = some_categories(folder.value)
         except ThesisError as error:             # what is shown stays
-            told.value = f"<b>{escape(str(error))}</b>"
+            message.value = f"<b>{escape(str(error))}</b>"
             return
-        current["root"] = resolve(folder.value)
+        shown.root = resolve(folder.value)
         chosen.unobserve(refit, "value")        # the first name may be the same as before
         chosen.options = names
         chosen.observe(refit, "value")
@@ -200,27 +221,30 @@ def panel(detector: Detector, root: Path, category: Category, preprocess: Prepro
     threshold.observe(move, "value")
     refit()
     rows = [[folder, chosen], list(options.values()), [picture, threshold]]
-    return w.VBox([*(w.HBox(row, layout={"flex_flow": "row wrap"}) for row in rows), told, drawn, curve])
+    return w.VBox([*(w.HBox(row, layout={"flex_flow": "row wrap"}) for row in rows), message, drawn, curve])
 
 
-def _choices(detector: Detector, backbones: Sequence[str] = ()) -> dict[str, list]:
+def _choices(detector: Detector, backbones: Sequence[str] = ()) -> dict[str, list[tuple[str, Any]]]:
     """Parameters of this method that can be chosen, as (text, value): the given one first. What does not fit the others
     as they are is left out, but for `backbones`: they may need other levels or weights.
     """
     levels = [levels for count in (1, 2, 3) for levels in combinations((1, 2, 3), count)]
-    wanted = {"layers": levels, "backbone": ["resnet18", "resnet34", "pdn_small"],
-              "weights": ["bundled", "imagenet", "random"],
-              "score": list(scoring.RULES) if isinstance(detector, PatchCore) else []}
+    wanted: dict[str, list[Any]] = {
+        "layers": levels, "backbone": ["resnet18", "resnet34", "pdn_small"],
+        "weights": ["bundled", "imagenet", "random"],
+        "score": list(scoring.RULES) if isinstance(detector, PatchCore) else []}
     choices = {}
     for name, values in wanted.items():
-        if not hasattr(detector, name):
+        if name not in detector.parameters():
             continue
         possible = [getattr(detector, name)]
         for value in values:
             with suppress(ThesisError):
                 replace(detector, **{name: value})
                 possible.append(value)
-        possible = list(dict.fromkeys(possible + [*backbones] * (name == "backbone")))
+        if name == "backbone":
+            possible += backbones
+        possible = list(dict.fromkeys(possible))                    # each once, in this order
         texts = [",".join(map(str, value)) if isinstance(value, tuple) else value for value in possible]
         if len(possible) > 1:
             choices[name] = list(zip(texts, possible, strict=True))

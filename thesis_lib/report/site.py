@@ -33,9 +33,11 @@ def build(profile: str) -> Path:
     Raises PageError before anything is written when a notebook is unexecuted, stale or failing; SiteError where a
     result row behind a page is gone, or where Sphinx warns (a broken link, an unlisted page).
     """
+    # 1. Everything that can be wrong, before anything is written.
     tasks = plan(profile)
-    found = {task.name: json.loads(page(task)) for task in tasks}
+    pages = {task.name: json.loads(page(task)) for task in tasks}
     rows = {task.name: _rows(task) for task in tasks}
+    # 2. The guides, with a table of contents that names every page.
     source = paths.site() / "source"
     shutil.rmtree(source, ignore_errors=True)
     shutil.copytree(paths.guides(), source)
@@ -43,12 +45,13 @@ def build(profile: str) -> Path:
     (source / "rows").mkdir()
     with open(source / "index.md", "a", encoding="utf-8") as index:
         for caption, numbers in CHAPTERS.items():
-            index.write(_contents(caption, [name for name in found if name.startswith(numbers)]))
+            index.write(_contents(caption, [name for name in pages if name.startswith(numbers)]))
         index.write(_contents("How to", sorted(f"guides/{file.stem}" for file in (source / "guides").glob("*.md"))))
-    for name, content in found.items():
+    # 3. The pages, each with a link to the rows that it shows, and these as files.
+    for name, content in pages.items():
         if rows[name]:
-            content["cells"].append({"cell_type": "markdown", "id": "rows", "metadata": {}, "source":
-                                  f"---\nThe numbers of this page: [{len(rows[name])} result rows](rows/{name}.md)."})
+            link = f"---\nThe numbers of this page: [{len(rows[name])} result rows](rows/{name}.md)."
+            content["cells"].append({"cell_type": "markdown", "id": "rows", "metadata": {}, "source": link})
             (source / "rows" / f"{name}.md").write_text(_table(name, rows[name]), encoding="utf-8")
         (source / f"{name}.ipynb").write_text(json.dumps(content), encoding="utf-8")
         for file in rows[name]:
@@ -93,5 +96,5 @@ def _sphinx(source: Path, target: Path) -> None:
     if "No module named sphinx" in done.stderr:
         raise SiteError("sphinx is not installed: `make install`, or pip install -e '.[docs]'")
     if done.returncode:
-        told = [line for line in done.stderr.splitlines() if "WARNING" in line or "ERROR" in line] or [done.stderr]
-        raise SiteError(f"Sphinx found {len(told)} faults: " + "\n".join(told[:20]))
+        faults = [line for line in done.stderr.splitlines() if "WARNING" in line or "ERROR" in line] or [done.stderr]
+        raise SiteError(f"Sphinx found {len(faults)} faults: " + "\n".join(faults[:20]))

@@ -1,4 +1,7 @@
-"""Measured rows beside the thesis' values. AUROC in per cent, times in milliseconds, as the thesis prints them."""
+"""Measured rows beside the thesis' values. AUROC in per cent, times in milliseconds, as the thesis prints them.
+
+Rows of `core.results` go in, as `evaluation` returns them or as they lie on disk; frames for a notebook come out.
+"""
 
 import json
 import re
@@ -10,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from thesis_lib.core import paths, results
+from thesis_lib.core.errors import ThesisError
 from thesis_lib.evaluation import metrics
 from thesis_lib.evaluation.thesis import STAGES, bars_of
 from thesis_lib.networks import weightfiles
@@ -24,8 +28,12 @@ def all_rows() -> pd.DataFrame:
     published = paths.published()
     files = [file for file in sorted(paths.results().rglob("*.json*")) if published not in file.parents]
     files += sorted(published.glob("*.json*"))
-    return pd.json_normalize([row | {"origin": "published" if published in file.parents else "own"} for file in files
-                              if file.suffix in (".json", ".jsonl") for row in results.read(file)])
+    rows = []
+    for file in files:
+        if file.suffix in (".json", ".jsonl"):
+            origin = "published" if published in file.parents else "own"
+            rows += [row | {"origin": origin} for row in results.read(file)]
+    return pd.json_normalize(rows)
 
 
 def device_rows() -> pd.DataFrame:
@@ -68,10 +76,10 @@ def beside(figure: str, measured: Mapping[str, pd.DataFrame], times: Mapping[str
         line = {"bar": label, "thesis AUROC %": bars.loc[label, column], "measured AUROC %": np.nan,
                 "95 % interval": "", "sd over seeds": np.nan, "difference": np.nan, "weights": NEEDED}
         if label in measured:
-            one = summary(measured[label]).iloc[0]
-            line |= {"measured AUROC %": one["auroc"], "95 % interval": f"{one['low']:.1f} to {one['high']:.1f}",
-                     "sd over seeds": one["sd"], "difference": one["auroc"] - bars.loc[label, column],
-                     "weights": one["weights"]}
+            found = summary(measured[label]).iloc[0]
+            line |= {"measured AUROC %": found["auroc"], "95 % interval": f"{found['low']:.1f} to {found['high']:.1f}",
+                     "sd over seeds": found["sd"], "difference": found["auroc"] - bars.loc[label, column],
+                     "weights": found["weights"]}
         if times:
             line |= {"thesis ms": bars.loc[label, "total_ms"], "measured ms": times[label]["total_ms"],
                      "spread %": 100 * times[label]["spread"]}
@@ -100,8 +108,11 @@ def contents(profile: str) -> pd.DataFrame:
     lines = []
     for source in sorted(paths.notebooks().glob("[0-9][0-9]_*.ipynb")):
         head = " ".join("".join(json.loads(source.read_text(encoding="utf-8"))["cells"][0]["source"]).split())
-        title, about, question = re.match(r"# (.*?) \*\*Thesis:\*\* (.*?) \*\*Question:\*\* (.*?\?)", head).groups()
-        lines.append({"notebook": f"[{title}]({source.name})", "thesis": about.rstrip("."), "question": question,
+        match = re.match(r"# (.*?) \*\*Thesis:\*\* (.*?) \*\*Question:\*\* (.*?\?)", head)
+        if match is None:
+            raise ThesisError(f"{source}: the first cell needs a title, **Thesis:** with a section, and **Question:**")
+        title, section, question = match.groups()
+        lines.append({"notebook": f"[{title}]({source.name})", "thesis": section.rstrip("."), "question": question,
                       "result": _conclusion(paths.executed(profile) / source.name)})
     return pd.DataFrame(lines)
 
@@ -135,12 +146,11 @@ def halves(figure: str, table: pd.DataFrame, times: Mapping[str, dict], on: str,
     on: what the measured AUROC was measured on; title of the measured half.
     """
     bars = bars_of(figure).set_index("label").loc[list(table.index)]
-    left = bars[[f"{stage}_ms" for stage in STAGES]].set_axis(STAGES, axis=1).assign(
-        **{"AUROC MVTec AD": bars["auroc_mvtec_pct"], "AUROC Granulat": bars["auroc_granulat_pct"]})
-    right = stage_times(figure, times).xs("measured", level="source").drop(columns="total").loc[list(table.index)]
-    return {f"thesis, Fig. {figure}": left,
-            title or f"measured here, bars of Fig. {figure}": right.assign(
-                **{f"AUROC {on}": table["measured AUROC %"]})}
+    thesis = bars[[f"{stage}_ms" for stage in STAGES]].set_axis(STAGES, axis=1)
+    thesis = thesis.assign(**{"AUROC MVTec AD": bars["auroc_mvtec_pct"], "AUROC Granulat": bars["auroc_granulat_pct"]})
+    here = stage_times(figure, times).xs("measured", level="source").drop(columns="total").loc[list(table.index)]
+    here = here.assign(**{f"AUROC {on}": table["measured AUROC %"]})
+    return {f"thesis, Fig. {figure}": thesis, title or f"measured here, bars of Fig. {figure}": here}
 
 
 def pareto(table: pd.DataFrame, cost: str, gain: str) -> pd.DataFrame:
@@ -156,30 +166,36 @@ def overview(rows: pd.DataFrame) -> pd.DataFrame:
     parameters by name. A configuration that was measured again counts once, with its last rows; one that was measured
     on fewer test pictures than others of its category (a smoke run), or whose scores are not there, is left out.
     """
+    # 1. AUROC with its interval, of the last rows.
     scored, timed = _last(rows)
     if scored.empty:
         return pd.DataFrame()
     table = summary(scored).sort_values("n_train", kind="stable").set_index(["configuration", "category"])
     table = table[~table.index.duplicated(keep="last")]         # the same name on fewer training pictures
+    # 2. Method and parameters by name; levels as the thesis writes them.
     facts = scored.drop_duplicates(["configuration", "category"], keep="last").set_index(["configuration", "category"])
     named = facts.filter(like="parameters.").rename(columns=lambda name: name.removeprefix("parameters."))
     if "layers" in named:
         named["layers"] = named["layers"].map(lambda levels: "+".join(map(str, levels)), na_action="ignore")
-    timed = timed.set_index(["configuration", "category"])
-    timed = timed.filter(regex="^(total_ms|stage_ms)").rename(columns=lambda name: name.replace("stage_ms.", "") + (
-        " ms" if name.startswith("stage") else "")).rename(columns={"total_ms": "total ms"})
     named = named.rename(columns={name: f"{name}, parameter" for name in named if name in table})   # EfficientAD's low
-    table = table.join(facts["method"]).join(timed).join(named)
+    # 3. Times: "total ms", and "search ms" of stage_ms.search.
+    timed = timed.set_index(["configuration", "category"]).filter(regex="^(total_ms|stage_ms)")
+    titles = {"total_ms": "total ms"}
+    for name in timed:
+        if str(name).startswith("stage_ms"):
+            titles[str(name)] = f"{str(name).removeprefix('stage_ms.')} ms"
+    table = table.join(facts["method"]).join(timed.rename(columns=titles)).join(named)
+    # 4. What a line is called: its method and the parameters that are told apart most often.
     labels = table.reindex(columns=["method", "backbone", "layers", "embedding", "bank", "engine"]).astype(object)
-    labels = labels.where(labels.notna() & (labels != "eager"), "")
-    labels = labels.map(_text)
+    labels = labels.where(labels.notna() & (labels != "eager"), "").map(_text)
     return table.assign(label=labels.agg(lambda parts: " ".join(filter(None, parts)), axis=1))
 
 
 def behind(rows: pd.DataFrame, lines: Iterable[tuple[str, str]]) -> list[str]:
     """Ids of the rows of `all_rows` that stand behind these lines (configuration, category) of `overview`."""
-    last, lines = pd.concat(_last(rows)), list(lines)
-    return last.loc[pd.MultiIndex.from_frame(last[["configuration", "category"]]).isin(lines), "id"].tolist()
+    last = pd.concat(_last(rows))
+    shown = pd.MultiIndex.from_frame(last[["configuration", "category"]]).isin(list(lines))
+    return last.loc[shown, "id"].tolist()
 
 
 def _last(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -199,10 +215,13 @@ def contrast(table: pd.DataFrame, parameter: str, one: Any, other: Any, **fixed:
     """
     for name, value in fixed.items():
         table = table[table[name] == value]
-    same = [name for name in table.columns[table.columns.get_loc("method"):] if not name.endswith(" ms")
-            and name not in (parameter, "label")] + ["weights", "n_train"]
+    # 1. What both lines of a pair must have in common: everything from the method on that is not measured.
+    described = list(table.columns)[list(table.columns).index("method"):]
+    same = [name for name in described if not name.endswith(" ms") and name not in (parameter, "label")]
+    same += ["weights", "n_train", "category"]
     keyed = table.reset_index()
-    keyed["same"] = [str(tuple(values)) for values in keyed[[*same, "category"]].itertuples(index=False)]
+    keyed["same"] = [str(tuple(values)) for values in keyed[same].itertuples(index=False)]
+    # 2. The lines of either value by what they have in common; subtracting brings the pairs together.
     first, second = (keyed[keyed[parameter].map(_text) == _text(value)].drop_duplicates("same").set_index("same")
                      for value in (one, other))
     points = (second["auroc"] - first["auroc"]).dropna()
@@ -226,9 +245,12 @@ def _conclusion(executed: Path) -> str:
     """First bullet of the last Markdown output of an executed notebook."""
     if not executed.is_file():
         return "not executed yet"
-    outputs = [output["data"]["text/markdown"] for cell in json.loads(executed.read_text(encoding="utf-8"))["cells"]
-               for output in cell.get("outputs", []) if "text/markdown" in output.get("data", {})]
-    bullets = "".join(outputs[-1] if outputs else "").split("\n- ")[1:]
+    texts = []
+    for cell in json.loads(executed.read_text(encoding="utf-8"))["cells"]:
+        for output in cell.get("outputs", []):
+            if "text/markdown" in output.get("data", {}):
+                texts.append("".join(output["data"]["text/markdown"]))
+    bullets = texts[-1].split("\n- ")[1:] if texts else []
     return " ".join(bullets[0].split()) if bullets else "no conclusion"
 
 
