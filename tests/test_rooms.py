@@ -18,7 +18,7 @@ MODULES = sorted(paths.PACKAGE.rglob("*.py"))
 
 
 def imported(file, source=None):
-    """Modules that a file of the library imports, inside functions and for type checkers, too; relative ones made whole.
+    """Modules that a file imports, inside functions and for type checkers, too; relative ones are made whole.
 
     `from thesis_lib.patches import search` counts as thesis_lib.patches.search.
     """
@@ -42,7 +42,8 @@ def wrong(file, source=None):
     for module in imported(file, source):
         top, *rest = module.split(".")
         if top == "thesis_lib" and (not rest or rest[0] not in (room, *BELOW[room])):
-            found.append(f"{here.as_posix()} imports {module}; {room} may import from {', '.join(BELOW[room]) or 'none'}")
+            allowed = ", ".join(BELOW[room]) or "none"
+            found.append(f"{here.as_posix()} imports {module}; {room} may import from {allowed}")
     return found
 
 
@@ -97,8 +98,9 @@ def test_core_and_device_need_neither_torch_nor_pandas(blocked):
 def test_core_never_imports_torch_or_pandas():
     for file in (paths.PACKAGE / "core").glob("*.py"):
         tree = ast.parse(file.read_text(encoding="utf-8"))
-        typing_only = {id(part) for node in ast.walk(tree) if isinstance(node, ast.If)
-                       and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING" for part in ast.walk(node)}
+        guards = [node for node in ast.walk(tree) if isinstance(node, ast.If) and isinstance(node.test, ast.Name)
+                  and node.test.id == "TYPE_CHECKING"]
+        typing_only = {id(part) for guard in guards for part in ast.walk(guard)}
         for node in ast.walk(tree):
             names = ([alias.name for alias in node.names] if isinstance(node, ast.Import)
                      else [node.module or ""] if isinstance(node, ast.ImportFrom) else [])

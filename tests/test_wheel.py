@@ -1,4 +1,4 @@
-"""The built wheel, as a device gets it: every room is in it, and it runs with the five packages of `.[device]` alone."""
+"""The built wheel, as a device gets it: every room is in it, and the five packages of `.[device]` are enough."""
 
 import os
 import re

@@ -7,7 +7,7 @@ import traceback
 from pathlib import Path
 
 from thesis_lib.commands import device, exit_codes, methods
-from thesis_lib.core.errors import ThesisError
+from thesis_lib.core.errors import ThesisError, user_message
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -20,20 +20,17 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         args = parser(arguments[0] if arguments else "").parse_args(arguments)
         return args.do(args)
-    except ThesisError as error:
-        return _refuse(str(error))
     except ModuleNotFoundError as error:
         if (error.name or "thesis_lib").partition(".")[0] == "thesis_lib":
             return _defect()
         return _refuse(f"needs the package {error.name}, which the small installation for a device leaves out: "
                        "pip install 'thesis-lib[full]'")
-    except OSError as error:
-        return _refuse(f"{error.filename}: {error.strerror}") if error.filename else _defect()
     except KeyboardInterrupt:
         print("thesis: interrupted; what was finished is stored, the same command goes on from there", file=sys.stderr)
         return exit_codes.INTERRUPTED
-    except Exception:
-        return _defect()
+    except Exception as error:
+        line = user_message(error)
+        return _defect() if line is None else _refuse(line)
 
 
 def _refuse(message: str) -> int:

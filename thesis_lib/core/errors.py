@@ -19,3 +19,15 @@ class MissingPackageError(ThesisError):
 def one_line(error: BaseException) -> str:
     """First line of what an exception says, its kind where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def user_message(error: BaseException) -> str | None:
+    """The line that a user is shown for what they can mend: a ThesisError, or a file that cannot be read or written.
+
+    None for a defect of ours.
+    """
+    if isinstance(error, ThesisError):
+        return str(error)
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return None

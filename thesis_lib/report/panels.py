@@ -18,7 +18,7 @@ import torch
 from IPython.display import display
 
 from thesis_lib.core import progress
-from thesis_lib.core.errors import ThesisError
+from thesis_lib.core.errors import ThesisError, user_message
 from thesis_lib.core.preprocess import DataError, Preprocess
 from thesis_lib.data.folders import Category, categories, resolve, scan, some_categories
 from thesis_lib.data.pictures import Pictures, load_image
@@ -172,8 +172,10 @@ def panel(detector: Detector, root: Path, category: Category, preprocess: Prepro
             given = (shown.root, chosen.value) == (Path(root), category.name)
             view = view_of(wanted, category if given else scan(shown.root, chosen.value), preprocess)
             scores = view.scores
-        except ThesisError as error:             # a level without weights, a picture that is none, ...
-            message.value = f"<b>{escape(str(error))}</b>"
+        except (ThesisError, OSError) as error:     # a level without weights, a picture that is none, ...
+            if (line := user_message(error)) is None:
+                raise
+            message.value = f"<b>{escape(line)}</b>"
             for output in (drawn, curve):
                 output.clear_output()
             return
@@ -205,8 +207,10 @@ def panel(detector: Detector, root: Path, category: Category, preprocess: Prepro
     def enter(_: object = None) -> None:
         try:
             names = some_categories(folder.value)
-        except ThesisError as error:             # what is shown stays
-            message.value = f"<b>{escape(str(error))}</b>"
+        except (ThesisError, OSError) as error:     # what is shown stays
+            if (line := user_message(error)) is None:
+                raise
+            message.value = f"<b>{escape(line)}</b>"
             return
         shown.root = resolve(folder.value)
         chosen.unobserve(refit, "value")        # the first name may be the same as before

@@ -76,10 +76,10 @@ def beside(figure: str, measured: Mapping[str, pd.DataFrame], times: Mapping[str
         line = {"bar": label, "thesis AUROC %": bars.loc[label, column], "measured AUROC %": np.nan,
                 "95 % interval": "", "sd over seeds": np.nan, "difference": np.nan, "weights": NEEDED}
         if label in measured:
-            found = summary(measured[label]).iloc[0]
-            line |= {"measured AUROC %": found["auroc"], "95 % interval": f"{found['low']:.1f} to {found['high']:.1f}",
-                     "sd over seeds": found["sd"], "difference": found["auroc"] - bars.loc[label, column],
-                     "weights": found["weights"]}
+            mean = summary(measured[label]).iloc[0]
+            line |= {"measured AUROC %": mean["auroc"], "95 % interval": f"{mean['low']:.1f} to {mean['high']:.1f}",
+                     "sd over seeds": mean["sd"], "difference": mean["auroc"] - bars.loc[label, column],
+                     "weights": mean["weights"]}
         if times:
             line |= {"thesis ms": bars.loc[label, "total_ms"], "measured ms": times[label]["total_ms"],
                      "spread %": 100 * times[label]["spread"]}
