@@ -76,11 +76,13 @@ def imports(source: str) -> list[str]:
 def steps(kind: type, names: Iterable[str]) -> dict[str, str]:
     """As `code`, for some methods of a class alone: what else stands in their modules does not count.
 
-    Counted are the methods, what they name in their own module or of `self`, and the modules they take names from.
+    Counted are the methods, what they name of `self`, in their own module or in that of a base class, and the other
+    modules that they take names from.
     """
     counted: dict[str, dict[str, str]] = {}     # module -> definition -> hash
     whole: set[str] = set()                     # modules that names come from: they count as they are
     waiting: list[tuple[str, str]] = []         # (module, definition) still to be read
+    of_bases = {base.__module__ for base in kind.__mro__}       # of these single definitions count
 
     def ask(method: str) -> None:
         """A method or property of the class, wherever it inherits it from."""
@@ -102,7 +104,11 @@ def steps(kind: type, names: Iterable[str]) -> dict[str, str]:
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self":
                 ask(node.attr)
             elif isinstance(node, ast.Name) and node.id in parsed.origins:
-                whole.add(parsed.origins[node.id])
+                origin, name_there = parsed.origins[node.id]
+                if name_there is not None and origin in of_bases:
+                    waiting.append((origin, name_there))
+                else:
+                    whole.add(origin)
             elif isinstance(node, ast.Name):
                 waiting.append((module, node.id))
     # 3. One hash for each module of which only parts count; the other modules by all of their code and imports.
@@ -123,12 +129,12 @@ class _Parsed:
         self.hash = _hash(_canonical(tree))
         self.packages: set[str] = set()         # of PACKAGES, that it imports
         self.imports: set[str] = set()          # modules of its own package and of thesis_lib
-        self.origins: dict[str, str] = {}       # name -> the one of these that it comes from
+        self.origins: dict[str, tuple[str, str | None]] = {}    # name -> one of these, name there; None: itself
         for target, name, bound in _imported(tree, module):
             top = target.partition(".")[0]
             if top in followed:
                 self.origins[bound] = _defining(target, name)
-                self.imports.add(self.origins[bound])
+                self.imports.add(self.origins[bound][0])
             elif top in PACKAGES:
                 self.packages.add(top)
 
@@ -206,16 +212,16 @@ def _running(tree: ast.AST) -> Iterator[ast.AST]:
             waiting += ast.iter_child_nodes(node)
 
 
-def _defining(module: str, name: str | None) -> str:
-    """The module behind `from module import name`: a module below it, or the one that a room's face takes it from."""
-    if name is None:
-        return module
+def _defining(module: str, name: str | None) -> tuple[str, str | None]:
+    """What `from module import name` leads to: a module below it and None, or the module that defines it and its name
+    there, also where a room's face hands it on.
+    """
     file = _file(module)
-    if file is None or file.name != "__init__.py":
-        return module
+    if name is None or file is None or file.name != "__init__.py":
+        return module, name
     if (file.parent / f"{name}.py").is_file() or (file.parent / name / "__init__.py").is_file():
-        return f"{module}.{name}"
-    return _parsed(module).origins.get(name, module)
+        return f"{module}.{name}", None
+    return _parsed(module).origins.get(name, (module, name))
 
 
 def _owner(kind: type, name: str) -> type | None:

@@ -160,8 +160,8 @@ def _patches(detector: PatchCore | SimpleNet, samples: Sequence[Sample], preproc
             # Seven bits, whatever this processor has: the bundle may be read by one that needs them.
             calibration = Pictures(samples, preprocess, batch_size).evenly(detector.calibration)
             model = quantize.qdq(model, calibration, reduce_range=True)
-            network, detector = engines.Exported(eager.name, eager.layers, eager.weights, model), replace(
-                detector, engine="int8")
+            network = engines.Exported(eager.name, eager.layers, eager.weights, model)
+            detector = replace(detector, engine="int8")
         # 2. Learned from four fifths, for the threshold, and from all.
         part = _fitted(detector, network, Pictures(rest, preprocess, batch_size))
         whole = _fitted(detector, network, Pictures(samples, preprocess, batch_size))
