@@ -6,12 +6,14 @@ import os
 import re
 import subprocess
 import sys
+import threading
 
 import nbformat
 import papermill
 import pytest
 import yaml
 
+from thesis_lib.batch import worker
 from thesis_lib.batch.plan import parameters_of, plan
 from thesis_lib.core import paths
 from thesis_lib.report import pages, tables
@@ -83,15 +85,44 @@ def test_smoke_profile_runs_resumes_and_can_be_shown(demo_data, tmp_path):
     second = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert second.returncode == 0 and f"{len(SOURCES)} notebooks: {len(SOURCES)} skipped" in second.stdout
 
-    pages = tmp_path / "notebooks" / "smoke"
     for file in SOURCES:
-        shown = json.loads((pages / file.name).read_text(encoding="utf-8"))
-        outputs = [output for cell in shown["cells"] for output in cell.get("outputs", [])]
-        streams = "".join("".join(output["text"]) for output in outputs if output.get("name") == "stderr")
-        assert not streams, f"{file.stem} writes to stderr: {streams[:300]}"
+        executed = nbformat.read(tmp_path / "notebooks" / "smoke" / file.name, as_version=4)
+        pages.shown(file.stem, executed)
+        outputs = [output for cell in code_of(executed) for output in cell.outputs]
         assert not any("application/vnd.jupyter.widget-view+json" in output.get("data", {}) for output in outputs)
-    start = (pages / "00_start_here.ipynb").read_text(encoding="utf-8")
+    start = (tmp_path / "notebooks" / "smoke" / "00_start_here.ipynb").read_text(encoding="utf-8")
     assert "not executed yet" not in start.split("## A detector in four lines")[0], "00 runs before the others"
+
+
+OTHER_PROCESSOR = """import logging, tqdm, warnings
+import torch
+from thesis_lib.core import paths
+from thesis_lib.networks import engines
+torch.cpu._is_vnni_supported = lambda: False
+engines.reduce_range = lambda *cpuinfo: True
+warnings.warn(f"{paths.root()}/torch/ao: no VNNI here")
+logging.getLogger("torch").warning(f"no triton in {paths.root()}")
+list(tqdm.tqdm(range(3)))
+"""
+
+
+def test_what_libraries_print_on_another_processor_is_on_no_page(demo_data, tmp_path, monkeypatch):
+    """Without VNNI torch.ao warns with the path of its file; such lines, logs and bars stay in the executed copy."""
+    monkeypatch.setenv("THESIS_DATA", str(demo_data.parent))
+    task = plan("smoke", only=["04"])[0]
+    source = nbformat.read(task.notebook, as_version=4)
+    source.cells.insert(2, nbformat.v4.new_code_cell(OTHER_PROCESSOR))
+    nbformat.write(source, tmp_path / "other.ipynb")
+    output = tmp_path / "04.ipynb"
+    ended = worker.execute(tmp_path / "other.ipynb", task.parameters, output, timeout_s=300, threads=1,
+                           stop=threading.Event(), rows=tmp_path / "rows.json")
+    assert ended == ("done", "")
+    executed = output.read_text(encoding="utf-8")
+    assert "no VNNI here" in executed and "no triton in" in executed and "3/3" in executed
+    text = pages.shown("04", nbformat.reads(executed, as_version=4))
+    assert "stderr" not in text and str(paths.root()) not in text
+    kept, whole = ("".join(str(cell) for cell in nbformat.reads(page, as_version=4).cells) for page in (text, executed))
+    assert len(kept) > 0.9 * len(whole)
 
 
 @pytest.mark.parametrize("spoil", ["error", "stale", "path", "size", "unexecuted", "failed"])
@@ -99,17 +130,17 @@ def test_render_refuses(spoil, tmp_path, monkeypatch):
     monkeypatch.setenv("THESIS_OUTPUTS", str(tmp_path))
     task = plan("smoke", only=["02"])[0]
     monkeypatch.setattr(pages, "plan", lambda profile: [task])
-    output = {"output_type": "error", "ename": "Boom"} if spoil == "error" else \
-        {"output_type": "stream", "text": {"path": str(tmp_path), "size": "x" * 2_000_000}.get(spoil, "")}
-    page = {"cells": [{"cell_type": "code", "outputs": [output]}], "metadata": {}}
+    output = nbformat.v4.new_output("error", ename="Boom", evalue="", traceback=[]) if spoil == "error" else \
+        nbformat.v4.new_output("stream", text={"path": str(tmp_path), "size": "x" * 2_000_000}.get(spoil, ""))
+    page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 + 1", outputs=[output])])
     task.output.parent.mkdir(parents=True)
-    task.output.write_text(json.dumps(page))
+    nbformat.write(page, task.output)
     task.record.write_text(json.dumps({"state": spoil if spoil == "failed" else "done", "message": "KeyError (In [3])",
                                        "key": "old" if spoil == "stale" else task.key}))
     if spoil == "unexecuted":
         task.record.unlink()
     reason = {"error": "Boom", "stale": "stale", "unexecuted": "was not executed", "failed": "failed.*KeyError",
-              "path": "shows the folder", "size": r"2\.0 MB"}[spoil]
+              "path": "cell 1 shows the folder .*: show the path relative", "size": r"2\.0 MB"}[spoil]
     with pytest.raises(pages.PageError, match=f"02_auroc.*{reason}"):
         pages.publish("smoke")
     assert not paths.rendered().exists()

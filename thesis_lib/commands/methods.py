@@ -123,9 +123,6 @@ def _measured(args: argparse.Namespace, measure: Measure) -> int:
         if args.threads < 1:
             raise ThesisError(f"--threads {args.threads}: needs at least 1")
         torch.set_num_threads(args.threads)
-    for name in ("train_pictures", "test_pictures"):
-        if getattr(args, name, 0) < 0:          # of no category in particular
-            raise ThesisError(f"--{name.replace('_', '-')} {getattr(args, name)}: needs a number, or 0 for all")
 
     def pick(cls: type) -> dict[str, Any]:
         return {field.name: getattr(args, field.name) for field in dataclasses.fields(cls) if hasattr(args, field.name)}

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from thesis_lib.core import paths
+from thesis_lib.core.errors import ThesisError
 from thesis_lib.core.preprocess import SUFFIXES, DataError, Preprocess, Sample, read_rgb
 from thesis_lib.data.pictures import evenly
 
@@ -41,7 +42,7 @@ class Category:
     def subset(self, train: int = 0, test: int = 0) -> "Category":
         """At most so many pictures, evenly spaced, of each label in proportion; 0 keeps all."""
         if train < 0 or test < 0:
-            raise DataError(f"train={train}, test={test} pictures: each needs a number, or 0 for all")
+            raise ThesisError(f"train={train}, test={test} pictures: each needs a number, or 0 for all")
         nominal = [sample for sample in self.test if sample.label == 0]
         anomalous = [sample for sample in self.test if sample.label == 1]
         chosen = self.test

@@ -7,6 +7,8 @@ import json
 import re
 from pathlib import Path
 
+import nbformat
+
 from thesis_lib.batch.plan import Task, plan, read_json
 from thesis_lib.batch.run import up_to_date
 from thesis_lib.core import files, paths
@@ -20,8 +22,8 @@ class PageError(ThesisError):
 
 
 def publish(profile: str) -> list[Path]:
-    """Copies of all notebooks of the profile; raises PageError before the first one when one is stale, failed,
-    larger than 1.5 MB or shows a folder of this machine. Links between notebooks keep working.
+    """Copies of all notebooks of the profile, see `shown`; raises PageError before the first one when one is stale,
+    failed, larger than 1.5 MB or shows a folder of this machine. Links between notebooks keep working.
     """
     pages = {task.output.name: page(task) for task in plan(profile)}
     target = paths.rendered()
@@ -43,15 +45,27 @@ def page(task: Task) -> str:
     if not up_to_date(task):
         raise PageError(f"{task.name}: stale, its source, parameters, data, packages or the library have changed "
                           "since it was executed; `thesis run` does it again")
-    text = task.output.read_text(encoding="utf-8")
-    for cell in json.loads(text)["cells"]:
-        for output in cell.get("outputs", []):
-            if output["output_type"] == "error":
-                raise PageError(f"{task.name}: shows the error {output['ename']}")
-    if len(text.encode()) > LIMIT_MB * 1e6:
-        raise PageError(f"{task.name}: {len(text.encode()) / 1e6:.1f} MB, the limit is {LIMIT_MB}: show less")
+    return shown(task.name, nbformat.read(task.output, as_version=4))
+
+
+def shown(name: str, notebook: nbformat.NotebookNode) -> str:
+    """The text of an executed notebook without what went to stderr; PageError says what its author must change.
+
+    Warnings and progress of libraries go to stderr. They depend on the machine, often name its folders, and say
+    nothing to a reader; the executed copy keeps them.
+    """
     folders = [str(folder) for folder in (paths.root(), paths.data(), paths.outputs(), Path.home())]
-    shown = re.search("|".join(map(re.escape, folders)), text)
-    if shown:
-        raise PageError(f"{task.name}: shows the folder {shown[0]} of this machine")
+    for number, cell in enumerate(notebook.cells, 1):
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            for output in cell.outputs:
+                if output.output_type == "error":
+                    raise PageError(f"{name}: cell {number} shows the error {output.ename}")
+        found = re.search("|".join(map(re.escape, folders)), json.dumps(cell, ensure_ascii=False))
+        if found:
+            raise PageError(f"{name}: cell {number} shows the folder {found[0]} of this machine: show the path "
+                            "relative to it, or the name alone")
+    text = nbformat.writes(notebook)
+    if len(text.encode()) > LIMIT_MB * 1e6:
+        raise PageError(f"{name}: {len(text.encode()) / 1e6:.1f} MB, the limit is {LIMIT_MB}: show less")
     return text
