@@ -166,8 +166,8 @@ def test_options_reach_detector_and_preprocessing(evaluate, monkeypatch):
     (("--seeds", "0"), "seeds: needs"), (("--seeds", "-2"), "seeds: needs"),
     (("--threads", "0"), "--threads 0"), (("--memory-limit-gb", "0.0001"), "memory_limit_gb"),
     (("--batch-size", "0"), "batch_size=0"), (("--batch-size", "-1"), "batch_size=-1"),
-    (("--train-pictures", "-1"), "train=-1, test=0 pictures: each needs a number, or 0"), (("--pictures", "-1"), "pictures=-1"),
-    (("--test-pictures", "-1"), "--test-pictures -1"), (("--data", "nowhere"), "nowhere")])
+    (("--train-pictures", "-1"), "train=-1, test=0 pictures"), (("--pictures", "-1"), "pictures=-1"),
+    (("--test-pictures", "-1"), "train=0, test=-1 pictures"), (("--data", "nowhere"), "nowhere")])
 def test_bad_value_is_one_line_that_names_it(evaluate, options, told):
     code, out, err = evaluate(*options)
     assert (code, out, len(err)) == (2, [], 1), err
