@@ -2,7 +2,9 @@
 
 import argparse
 import dataclasses
+import errno
 import json
+import os
 import re
 import signal
 import subprocess
@@ -16,7 +18,7 @@ from PIL import Image
 from thesis_lib import data
 from thesis_lib.batch import forecast, plan
 from thesis_lib.batch import run as runner
-from thesis_lib.commands import doctor, main, methods
+from thesis_lib.commands import doctor, exit_codes, main, methods
 from thesis_lib.core import paths
 from thesis_lib.core.errors import ThesisError
 from thesis_lib.data import synthetic
@@ -475,3 +477,83 @@ def test_as_a_program_that_fails(tmp_path):
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith("thesis: error: bank='x': needs a number of rows")
+
+
+# ---- what happens to the output
+
+COMMANDS = {"help": "--help", "list": "data list --data {root}", "verify": "data verify --data {root}",
+            "evaluate": "evaluate patchcore --data {root} --category pad --json --seeds 1 " + " ".join(TINY)}
+
+
+def piped(command, root, rest, unbuffered=""):
+    """Exit code of the command, and its error output without progress, in a shell with something behind it."""
+    line = f"{sys.executable} -m thesis_lib.commands.main {COMMANDS[command].format(root=root)} {rest}"
+    done = subprocess.run(["bash", "-c", line + "; exit ${PIPESTATUS[0]}"], capture_output=True, text=True,
+                          env=os.environ | {"PYTHONUNBUFFERED": unbuffered})
+    return done.returncode, [line for line in done.stderr.splitlines() if not re.match(r"(features|coreset): ", line)]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_closed_output_ends_quietly(command, make_category):
+    assert piped(command, make_category(), "| true") == (exit_codes.CLOSED, [])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_output_to_a_full_disk_is_one_line(command, make_category):
+    code, err = piped(command, make_category(), "> /dev/full")
+    assert code == 2 and err == ["thesis: error: standard output: No space left on device"]
+
+
+@pytest.mark.parametrize(("rest", "code", "lines"), [("| true", exit_codes.CLOSED, 0), ("> /dev/full", 2, 1)])
+def test_an_output_that_is_not_buffered_ends_so_too(make_category, rest, code, lines):
+    """Then it is printing that fails, in the middle of the work."""
+    ended, err = piped("list", make_category(), rest, "1")
+    assert ended == code and len(err) == lines and all("No space left on device" in line for line in err)
+
+
+def test_no_output_at_all_is_no_fault(make_category):
+    assert piped("list", make_category(), ">&-") == (0, [])
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_under_a_file_without_a_name_is_one_line(thesis, monkeypatch, number):
+    """Feature maps lie in unnamed files: Python cannot say which file it was."""
+    def full(args):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(main, "_data", full)
+    code, _, err = thesis("data", "list")
+    assert code == 2 and len(err) == 1 and err[0].startswith(f"thesis: error: {os.strerror(number)}: make room")
+
+
+# ---- names of good parts, depth of files
+
+def test_good_name_and_levels_are_options(thesis, make_category):
+    root = make_category(train=5)
+    for split in ("train", "test"):
+        (root / "pad" / split / "good").rename(root / "pad" / split / "OK")
+    where = ("--data", root, "--category", "pad")
+    code, _, err = thesis("evaluate", "patchcore", *where, *TINY, "--seeds", 1)
+    assert code == 2 and "call it good, or give --good-name OK" in err[0]
+    for category in ("pad", "all"):
+        where = ("--data", root, "--category", category, "--good-name", "OK")
+        assert thesis("evaluate", "patchcore", *where, *TINY, "--seeds", 1, "--levels", "full")[0] == 0
+    assert thesis("data", "list", "--data", root)[0] == 2
+    assert "3 good and 3 anomalous" in thesis("data", "list", "--data", root, "--good-name", "OK")[1][1]
+    code, _, err = thesis("evaluate", "patchcore", *where, *TINY, "--levels", "12bit")
+    assert code == 2 and err == ["thesis: error: levels='12bit': needs auto, full or a number from 2 to 65536"]
+
+
+def test_verify_prints_problems_and_notes_below_the_table(thesis, make_category):
+    root = make_category()
+    (root / "pad/train/good/.hidden.png").touch()
+    Image.new("L", (64, 64), 200).save(root / "pad/train/good/x.tif", save_all=True,
+                                       append_images=[Image.new("L", (64, 64))])
+    code, out, err = thesis("data", "verify", "--data", root)
+    assert (code, err) == (0, []) and out[-1] == "pad: note: files of several pages, of which the first is read: 1"
+    assert out[1].split() == ["category", "train", "test_good", "test_defective", "masks", "bits", "maximum", "levels",
+                              "ignored"]
+    assert out[2].split() == ["pad", "5", "3", "3", "3", "8", "255", "256", "1"]
+    (root / "pad/train/good/x.tif").write_bytes(b"broken")
+    code, out, _ = thesis("data", "verify", "--data", root)
+    assert code == 1 and out[-1].startswith("pad: ") and "x.tif: not a readable picture" in out[-1]

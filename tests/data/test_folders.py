@@ -1,17 +1,18 @@
 """Folders and pictures of every kind are read right or refused by name; geometry equals Pillow's own."""
 
+import re
 import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 
 from thesis_lib import data
 from thesis_lib.core import paths
 from thesis_lib.core.preprocess import INTERPOLATIONS, DataError, Sample, read_rgb
-from thesis_lib.data import synthetic
+from thesis_lib.data import folders, synthetic
 from thesis_lib.data.pictures import load_image
 
 GREY = data.Preprocess(image_size=64)
@@ -342,7 +343,8 @@ def test_batches_hold_every_picture_in_order(pad, batch_size, sizes):
 def test_verify_counts_and_finds_nothing_wrong(make_category):
     make_category("bolt", train=5, masks=False)
     report = data.verify(make_category())
-    assert report.to_numpy().tolist() == [["bolt", 5, 3, 3, 0, ""], ["pad", 4, 3, 3, 3, ""]]
+    assert report.to_numpy().tolist() == [["bolt", 5, 3, 3, 0, "8", "255", "256", 0, "", ""],
+                                          ["pad", 4, 3, 3, 3, "8", "255", "256", 0, "", ""]]
 
 
 @pytest.mark.parametrize(("file", "problem"), [
@@ -372,7 +374,104 @@ def test_verify_compares_with_table_2_1(make_category):
     assert report.loc["toothbrush", "problems"] == ""
     assert report.loc["bottle", "problems"] == (
         "train should be 209; test_good should be 20; test_defective should be 63")
-    assert report.loc["carpet"].tolist() == [0, 0, 0, 0, "not on disk"]
+    assert report.loc["carpet"].tolist() == [0, 0, 0, 0, "", "", "", 0, "not on disk", ""]
+
+
+def test_verify_tells_depth_range_pages_and_profiles(make_category, tmp_path):
+    root = make_category()
+    for file in (root / "pad").rglob("*.png"):
+        if "ground_truth" not in file.parts:
+            grey = np.array(Image.open(file).convert("L")).astype(np.uint16) * 16
+            Image.fromarray(grey).save(file)
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    first = Image.open(root / "pad/train/good/000.png")
+    first.save(root / "pad/train/good/000.png", icc_profile=profile)
+    page = Image.fromarray(np.full((64, 64), 2000, np.uint16))
+    page.save(root / "pad/train/good/pages.tif", save_all=True, append_images=[page])
+    row = data.verify(root).loc[0]
+    assert row[["bits", "maximum", "levels", "problems"]].tolist() == ["16", "4080", "4096", ""]
+    assert row["notes"] == ("values up to 4080 in files of 16 bits: read as 4096 levels; files of several pages, of "
+                            "which the first is read: 1; pictures with a colour profile, which is not applied: 1")
+
+
+def test_verify_names_a_test_picture_beyond_the_levels(make_category):
+    root = make_category()
+    for file in (root / "pad/train/good").iterdir():
+        Image.fromarray(np.full((64, 64), 900, np.uint16)).save(file)
+    Image.fromarray(np.full((64, 64), 1100, np.uint16)).save(root / "pad/test/good/001.png")
+    assert "test/good/001.png: value 1100 is beyond levels=1024" in data.verify(root).loc[0, "problems"]
+
+
+# ---- folders as people and their systems have them
+
+JUNK = (".ipynb_checkpoints", "__MACOSX", "@eaDir", ".thumbnails", "anomaly_maps", "System Volume Information")
+
+
+@pytest.mark.parametrize("junk", JUNK)
+@pytest.mark.parametrize("where", ["pad/test", "pad/test/hole", "pad/train/good", "pad", "", "pad/ground_truth/hole"])
+def test_hidden_and_system_folders_are_no_defects_no_categories_and_no_pictures(make_category, junk, where):
+    root = make_category()
+    before = data.scan(root, "pad")
+    for below in ("", "train/good", "good"):
+        (root / where / junk / below).mkdir(parents=True, exist_ok=True)
+        shutil.copy(root / "pad/train/good/000.png", root / where / junk / below / "copy.png")
+    assert data.scan(root, "pad") == before and data.categories(root) == ["pad"]
+    row = data.verify(root).loc[0]
+    assert row["problems"] == "" and row["ignored"] == (0 if where == "" else 3)
+
+
+def test_forks_of_macos_are_ignored(make_category):
+    root = make_category()
+    before = data.scan(root, "pad")
+    for file in before.train:
+        file.path.with_name(f"._{file.path.name}").write_bytes(b"\0\5\x16\7")
+    assert data.scan(root, "pad") == before and data.verify(root).loc[0, "ignored"] == 4
+
+
+@pytest.mark.parametrize("name", ["OK", "ok", "Gut", "GOOD", "Normal", "i.O.", "defect-free", "non defective", "pass"])
+def test_another_name_of_the_good_ones_is_named(make_category, name):
+    """Counted as a defect, it would turn the AUROC upside down."""
+    root = make_category()
+    (root / "pad/test/good").rename(root / "pad/test" / name)
+    told = f"pad/test/{name}: seems to hold the good parts; call it good, or give --good-name {name}"
+    with pytest.raises(DataError, match=re.escape(told)):
+        data.scan(root, "pad")
+    (root / "pad/train/good").rename(root / "pad/train" / name)
+    with pytest.raises(DataError, match=re.escape(f"pad/train/{name}: seems to hold the good parts; call it good")):
+        data.scan(root, "pad")
+    category = data.scan(root, "pad", name)
+    assert category.labels.tolist() == [0, 0, 0, 1, 1, 1] and len(category.train) == 4
+    assert {sample.defect for sample in category.test} == {"good", "hole"}
+    assert data.categories(root, name) == ["pad"] and data.verify(root, name).loc[0, "test_good"] == 3
+
+
+def test_the_only_folder_of_train_must_be_the_good_one(make_category):
+    root = make_category()
+    (root / "pad/train/good").rename(root / "pad/train/xyz")
+    for ask in (lambda: data.scan(root, "pad"), lambda: folders.some_categories(root)):
+        with pytest.raises(DataError, match="pad/train/xyz: seems to hold the good parts; call it good"):
+            ask()
+
+
+def test_pictures_right_in_train_are_told_where_to_go(make_category):
+    root = make_category()
+    for file in (root / "pad/train/good").iterdir():
+        file.rename(root / "pad/train" / file.name)
+    with pytest.raises(DataError, match=r"pad/train: its 4 pictures of good parts belong into .*pad/train/good"):
+        data.scan(root, "pad")
+
+
+def test_a_folder_of_defects_alone_is_no_good_one(make_category):
+    root = make_category(good=0)
+    assert data.scan(root, "pad").labels.tolist() == [1, 1, 1]
+
+
+def test_the_good_name_may_hold_signs_of_patterns(make_category):
+    root = make_category()
+    for split in ("train", "test"):
+        (root / "pad" / split / "good").rename(root / "pad" / split / "ok [1]*")
+    assert data.categories(root, "ok [1]*") == ["pad"] and data.categories(root, "ok*") == []
+    assert data.scan(root, "pad", "ok [1]*").labels.tolist() == [0, 0, 0, 1, 1, 1]
 
 
 def test_verify_of_nothing_is_an_empty_table(tmp_path):

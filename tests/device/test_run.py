@@ -1,6 +1,8 @@
 """A bundle scores as the library does, without torch; what is damaged, foreign or unmeasurable is refused by name."""
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from PIL import Image
 from thesis_lib import data
 from thesis_lib.commands import main
 from thesis_lib.core import identity, nearest, paths, results, stamp, timing
+from thesis_lib.core.preprocess import pictures_in
 from thesis_lib.data.pictures import load_image
 from thesis_lib.device import bundle, export
 from thesis_lib.device.run import detect, measure
@@ -213,7 +216,7 @@ def test_a_map_is_grey_from_its_floor_to_its_threshold(trained, category, capsys
     level, top = opened.floor("float"), opened.threshold("float")
     full = Image.fromarray(found.map).resize((64, 64), Image.Resampling.BILINEAR)
     expected = np.clip(128 * (np.asarray(full) - level) / (top - level), 0, 255)
-    assert np.abs(np.asarray(Image.open(tmp_path / "hole_anomaly.png")) - expected).max() < 1
+    assert np.abs(np.asarray(Image.open(tmp_path / "anomaly_maps/hole.png.png")) - expected).max() < 1
     assert np.ptp(expected) > 50
 
 
@@ -408,13 +411,82 @@ def test_above_the_threshold_is_anomalous_and_not_at_it(copy, capsys):
 def test_map_is_grey_with_the_threshold_in_the_middle(original, category, capsys, tmp_path):
     file = shutil.copy(category.test[-1].path, tmp_path / "hole.png")
     assert thesis(capsys, "detect", original, file, "--maps")[0] == 0
-    grey = np.asarray(Image.open(tmp_path / "hole_anomaly.png"))
+    grey = np.asarray(Image.open(tmp_path / "anomaly_maps/hole.png.png"))
     threshold = bundle.Bundle.open(original).threshold("float")
     fitted = replace(DETECTOR).fit(data.Pictures(category.train, SMALL))
     expected = fitted.predict(load_image(file, SMALL)[None]).full_map(64, 0)[0]
     assert (grey.dtype, grey.shape) == (np.uint8, (64, 64))
     assert np.abs(grey - np.clip(expected.numpy() * 128 / threshold, 0, 255)).max() < 1
     assert grey[18:36, 24:40].min() > 128 and grey[:4, :4].max() < 128
+
+
+def test_maps_are_not_taken_for_pictures(original, category, capsys, tmp_path):
+    for name in ("a.png", "a.jpg"):             # two maps, too
+        Image.open(category.test[-1].path).save(tmp_path / name)
+    pattern = lambda: sorted(file for file in tmp_path.rglob("*") if file.is_file())        # noqa: E731
+    first, second = (thesis(capsys, "detect", original, *pattern(), "--maps") for _ in range(2))
+    assert first[0] == second[0] == 0 and first[1] == second[1] and len(second[1]) == 2
+    assert [file.name for file in sorted((tmp_path / "anomaly_maps").iterdir())] == ["a.jpg.png", "a.png.png"]
+    assert pictures_in(tmp_path, below=True) == [tmp_path / "a.jpg", tmp_path / "a.png"]
+    code, _, err = thesis(capsys, "detect", original, *(tmp_path / "anomaly_maps").iterdir())
+    assert code == 2 and len(err) == 1 and "anomaly_maps" in err[0]
+
+
+@pytest.mark.parametrize("hindrance", ["the folder is a file", "the map is a folder", "the disk is full"])
+def test_a_map_that_cannot_be_written_stops_no_other(original, category, capsys, tmp_path, monkeypatch, hindrance):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        shutil.copy(category.test[-1].path, tmp_path / name / "x.png")
+    maps = tmp_path / "a" / "anomaly_maps"
+    if hindrance == "the folder is a file":
+        maps.touch()
+    elif hindrance == "the map is a folder":
+        (maps / "x.png.png").mkdir(parents=True)
+    else:
+        genuine = Image.Image.save
+
+        def full(image, file, **options):
+            if file.parent == maps:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            genuine(image, file, **options)
+
+        monkeypatch.setattr(Image.Image, "save", full)
+    files = [tmp_path / name / "x.png" for name in ("a", "b")]
+    code, printed, err = thesis(capsys, "detect", original, *files, "--maps")
+    assert (code, len(printed), len(err)) == (1, 2, 1)
+    assert err[0].startswith(f"thesis: {maps}/x.png.png: ") and err[0].endswith("; the map is not written")
+    assert (tmp_path / "b/anomaly_maps/x.png.png").is_file() and not list(tmp_path.rglob("*.partial"))
+
+
+def test_nan_on_the_way_is_no_score(original, category, capsys, monkeypatch, tmp_path):
+    """`nan > threshold` is False: such a picture was OK."""
+    genuine, broken = data.Preprocess.array, shutil.copy(category.test[-1].path, tmp_path / "broken.png")
+
+    def array(self, path):
+        return genuine(self, path) * (np.nan if path.name == "broken.png" else 1)
+
+    monkeypatch.setattr(data.Preprocess, "array", array)
+    code, printed, err = thesis(capsys, "detect", original, broken, category.test[0].path)
+    assert (code, len(printed), len(err)) == (1, 1, 1) and "broken.png: " in err[0] and "NaN" in err[0]
+
+
+def test_levels_travel_in_the_bundle(capsys, tmp_path):
+    """12 bits in files of 16: what the training pictures decide holds on the device."""
+    rng = np.random.default_rng(0)
+    for kind, count in (("train/good", 10), ("test/good", 2), ("test/hole", 2)):
+        (tmp_path / "set/pad" / kind).mkdir(parents=True)
+        for index in range(count):
+            values = rng.integers(1400, 2100, (64, 64), dtype=np.uint16)
+            values[:2, :2] = 4095                   # a bright rim, in all of them
+            if kind == "test/hole":
+                values[20:40, 30:50] = 4000
+            Image.fromarray(values).save(tmp_path / "set/pad" / kind / f"{index}.png")
+    where = ("--data", tmp_path / "set", "--category", "pad")
+    assert thesis(capsys, "export", "patchcore", *where, *OPTIONS, "--out", tmp_path / "bundle")[0] == 0
+    opened = bundle.Bundle.open(tmp_path / "bundle")
+    assert opened.preprocess.levels == 4096
+    _, printed, _ = thesis(capsys, "detect", tmp_path / "bundle", *sorted((tmp_path / "set/pad/test").rglob("*.png")))
+    assert [line.split()[1] for line in printed] == ["OK", "OK", "anomalous", "anomalous"]
 
 
 # ---- what is refused

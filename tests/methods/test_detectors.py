@@ -529,3 +529,33 @@ def test_full_map_is_bilinear_then_a_gaussian(sigma):
     assert (full[0].max() < 0.8) == (sigma > 0)
     assert {tuple(spot) for spot in (full[0] == full[0].max()).nonzero().tolist()} <= {
         (row, column) for row in (35, 36) for column in (35, 36)}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_pictures_that_are_not_finite_have_no_score(name, value):
+    detector, batch = fitted(name), TEST.clone()
+    batch[1, 0, 9, 9] = value
+    with pytest.raises(ValueError, match="images: number 1 of 3 holds NaN or infinity"):
+        detector.predict(batch)
+    with pytest.raises(ValueError, match="picture 1: its images hold NaN or infinity"):
+        make(name).fit([batch])
+
+
+def test_the_evaluation_names_the_picture_that_is_not_finite(name, make_category, monkeypatch, small):
+    category = data.scan(make_category(train=6), "pad")
+    genuine = data.Preprocess.array
+    monkeypatch.setattr(data.Preprocess, "array", lambda self, path: genuine(self, path) * (
+        np.nan if path.parent.name == "hole" and path.stem == "001" else 1))
+    with pytest.raises(ValueError, match=r"hole.*001.png: its images hold NaN"):
+        scores.evaluate(make(name), category, small, seeds=1)
+
+
+def test_a_saved_detector_that_is_not_finite_is_refused(name, tmp_path):
+    path = fitted(name).save(tmp_path / "saved.safetensors")
+    with safetensors.safe_open(path, framework="pt") as file:
+        header, state = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}     # noqa: SIM118
+    key = next(key for key, values in state.items() if values.is_floating_point())
+    state[key].view(-1)[0] = float("nan")
+    safetensors.torch.save_file(state, path, metadata=header)
+    with pytest.raises(ValueError, match=r"saved.safetensors: .*NaN or infinity; fit and save it again"):
+        type(make(name)).load(path)

@@ -170,9 +170,10 @@ def test_a_limit_that_is_none_is_named(network, pad, small, monkeypatch, limit):
 @pytest.mark.parametrize("damage", ["picture", "file", "facts"])
 def test_what_is_not_whole_is_not_used(network, pad, small, damage):
     if damage == "picture":
+        pictures = data.Pictures(pad.train, small, batch_size=2)
         pad.train[-1].path.write_bytes(b"no picture")
         with pytest.raises(DataError, match=pad.train[-1].path.name):
-            shown(network, data.Pictures(pad.train, small, batch_size=2))
+            shown(network, pictures)
         assert not list(paths.features().iterdir())     # nothing half done is left
         return
     pictures = data.Pictures(pad.train, small)
@@ -214,3 +215,15 @@ def test_what_a_killed_process_left_half_written_goes_after_a_day(pad, small):
     network = backbones.load("resnet18", (1,), "random")
     next(Stored(Extracted(network, data.Pictures(pad.train, small))).batches((1,)))
     assert not old.exists() and new.exists()
+
+
+def test_maps_that_are_not_finite_name_the_picture(pad, small):
+    class Diverged(Counting):
+        def __call__(self, images):
+            features = super().__call__(images)
+            features[1][-1, 0, 0, 0] = float("nan")
+            return features
+
+    extracted = Extracted(Diverged(backbones.load("resnet18", (1,), "random")), data.Pictures(pad.train, small, 3))
+    with pytest.raises(ValueError, match=r"002.png: its feature maps of level 1 hold NaN"):
+        next(extracted.batches((1,)))

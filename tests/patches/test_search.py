@@ -199,3 +199,46 @@ def test_no_threads_given_keeps_the_setting():
 def test_unknown_distance_is_refused(engine):
     with pytest.raises(ValueError, match=r"distance='cosine'.*l2, l2_squared"):
         engine("cosine")
+
+
+BAD = (np.nan, np.inf, -np.inf)
+
+
+@pytest.mark.parametrize("value", BAD)
+@pytest.mark.parametrize("k", [1, 3])
+def test_what_is_not_finite_is_refused_by_number(engine, value, k):
+    """FAISS answers such a query with 1.8e19 and row -1."""
+    bank, vectors = data(queries=2000)
+    vectors[7, 2] = value
+    with pytest.raises(ValueError, match="vectors: number 7 of 2000 holds NaN or infinity"):
+        engine().fit(bank).query(vectors, k)
+    bank[5, 0] = value
+    with pytest.raises(ValueError, match="bank: number 5 of 600 holds NaN or infinity"):
+        engine().fit(bank)
+
+
+@pytest.mark.parametrize("value", BAD)
+def test_bounds_refuse_it_too(value):
+    bank, vectors = data()
+    finder = search.Pruned().fit(bank)
+    vectors[3, 1] = value
+    with pytest.raises(ValueError, match="vectors: number 3 of 23"):
+        finder.bounds(vectors)
+
+
+@pytest.mark.parametrize("queries", [3, 60_000])
+def test_distances_beyond_float32_are_refused(engine, queries):
+    """Every number is finite, its square is not: FAISS finds no neighbour at all."""
+    bank, vectors = data(queries=3, rows=20)
+    vectors = vectors.repeat(queries // 3, 1)
+    vectors[1] = 1e20
+    with pytest.raises(ValueError, match="beyond the range of float32"):
+        engine().fit(bank).query(vectors)
+
+
+def test_large_finite_numbers_are_not_taken_for_infinity(engine):
+    """Their sum overflows, they do not."""
+    vectors = torch.full((2, 3), 3e38)
+    search.check_finite("vectors", vectors)
+    with pytest.raises(ValueError, match="beyond the range"):
+        engine().fit(torch.zeros(4, 3)).query(vectors)

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from thesis_lib import data
 from thesis_lib.data.pictures import load_image
@@ -157,3 +158,18 @@ def test_weights_that_are_missing_are_told(pad, small):
     panel = panels.panel(PatchCore(weights="bundled", layers=(1,), bank=30), pad.train[0].path.parents[3], pad, small)
     widgets(panel)["backbone"].value = "resnet34"
     assert "there are none for resnet34" in panel.children[3].value
+
+
+def test_another_camera_decides_its_own_levels(patchcore, pad, small, tmp_path, make_category):
+    """8 bits beside 12 in files of 16: the first category's scale is not the other's."""
+    shutil.copytree(make_category() / "pad", tmp_path / "both" / "eight")
+    for file in (tmp_path / "both" / "eight").rglob("*.png"):
+        deep = tmp_path / "both" / "twelve" / file.relative_to(tmp_path / "both" / "eight")
+        deep.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.array(Image.open(file).convert("L")).astype(np.uint16) * 16).save(deep)
+    root = tmp_path / "both"
+    box = panels.panel(patchcore, root, data.scan(root, "eight"), small)
+    widgets(box)["category"].value = "twelve"
+    assert panels.view_of(patchcore, data.scan(root, "twelve"), small).preprocess.levels == 4096
+    assert len(widgets(box)["picture"].options) == 6 and "beyond levels" not in str(box.children[3].value)
+    assert "at threshold" in box.children[3].value

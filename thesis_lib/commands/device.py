@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from thesis_lib.commands import exit_codes
+from thesis_lib.core.errors import ThesisError
+from thesis_lib.core.preprocess import MAPS, DataError
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -31,7 +33,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     detect.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE")
     _engine(detect)
     detect.add_argument("--threads", type=int, help="of the network and the search (default: all processors)")
-    detect.add_argument("--maps", action="store_true", help="write PICTURE_anomaly.png beside each: grey, the "
+    detect.add_argument("--maps", action="store_true", help=f"write {MAPS}/PICTURE.png beside each: grey, the "
                         "threshold is the middle")
     detect.set_defaults(do=_detect)
 
@@ -76,22 +78,28 @@ def _measure(args: argparse.Namespace) -> int:
 
 
 def _detect(args: argparse.Namespace) -> int:
-    from thesis_lib.core.preprocess import DataError
     from thesis_lib.device import run
     from thesis_lib.device.bundle import Bundle
 
     bundle = Bundle.open(args.bundle)
     threshold, failed = bundle.threshold(args.engine), 0
-    for file, detected in run.detect(bundle, args.pictures, engine=args.engine, threads=args.threads):
+    # A pattern such as p/**/*.png finds the maps of an earlier call, too.
+    pictures = [file for file in args.pictures if file.parent.name != MAPS]
+    if not pictures:
+        raise ThesisError(f"{args.pictures[0]}: lies in a folder {MAPS}, which is for maps; needs pictures")
+    for file, detected in run.detect(bundle, pictures, engine=args.engine, threads=args.threads):
         if isinstance(detected, DataError):
             print(f"thesis: {detected}", file=sys.stderr)
             failed += 1
             continue
         print(f"{detected.score:.4f}  {'anomalous' if detected.score > threshold else 'OK':<9}  {file}")
         if args.maps:
-            run.save_map(detected, threshold, bundle.preprocess.side, file.with_name(f"{file.stem}_anomaly.png"),
-                         bundle.floor(args.engine))
-    return exit_codes.after(failed, len(args.pictures) - failed)
+            try:
+                run.save_map(detected, threshold, bundle.preprocess.side, file, bundle.floor(args.engine))
+            except OSError as error:
+                print(f"thesis: {run.map_of(file)}: {error.strerror}; the map is not written", file=sys.stderr)
+                failed += 1
+    return exit_codes.after(failed, len(pictures) - failed)
 
 
 def _engine(parser: argparse.ArgumentParser) -> None:

@@ -2,8 +2,11 @@
 
 import argparse
 import logging
+import os
 import sys
 import traceback
+import warnings
+from contextlib import suppress
 from pathlib import Path
 
 from thesis_lib.commands import device, exit_codes, methods
@@ -12,9 +15,29 @@ from thesis_lib.core.errors import ThesisError, user_message
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit code is one of `exit_codes`. What is wrong is told in one line on the error output."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    code = 0
+    try:
+        try:
+            code = _command(sys.argv[1:] if arguments is None else arguments)
+        finally:                        # also after --help: what is left in the buffer can still fail to be written
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        code = exit_codes.CLOSED
+        _stop_writing()
+    except OSError as error:
+        _stop_writing()
+        code = code or _refuse(f"standard output: {error.strerror}")
+    return code
+
+
+def _command(arguments: list[str]) -> int:
+    """`main` without what can happen to its output."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("thesis_lib").setLevel(logging.INFO)
+    # What Pillow warns of and logs of damaged pictures: what matters becomes an error.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
     if sys.platform == "win32":
         return _refuse("runs on Linux and macOS; on Windows, install it in the Windows Subsystem for Linux (WSL 2)")
     try:
@@ -28,9 +51,17 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("thesis: interrupted; what was finished is stored, the same command goes on from there", file=sys.stderr)
         return exit_codes.INTERRUPTED
+    except BrokenPipeError:
+        raise
     except Exception as error:
         line = user_message(error)
         return _defect() if line is None else _refuse(line)
+
+
+def _stop_writing() -> None:
+    """Python's own last flush goes nowhere, instead of failing once more with lines of its own."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _refuse(message: str) -> int:
@@ -83,6 +114,7 @@ def parser(command: str | None = None) -> argparse.ArgumentParser:
                       help="list: categories and counts; verify: open every picture, compare with Table 2.1 of the "
                            "thesis; demo: generate the demo pictures")
     data.add_argument("--data", default=None, help="folder of categories (default: demo, and all folders under data/)")
+    data.add_argument("--good-name", default="good", help="name of the folders of good parts (default good)")
     data.set_defaults(do=_data)
 
     doctor = commands.add_parser("doctor", help="check this machine", description="Versions, threads, folders; torch "
@@ -138,21 +170,25 @@ def _data(args: argparse.Namespace) -> int:
     if args.data:
         roots = [folders.resolve(args.data)]
     else:
-        roots = sorted({folder.parent.parent.parent for folder in paths.data().glob("*/*/train/good")})
+        roots = [folder for folder in sorted(paths.data().glob("[!.]*"))
+                 if folder.is_dir() and folders.categories(folder, args.good_name)]
     if not roots:
         raise ThesisError(f"{paths.data()}: no data set yet; `thesis data demo` generates one, data/README.md says "
                          "where real pictures come from")
     problems = False
     for root in roots:
-        names = folders.some_categories(root)
+        names = folders.some_categories(root, args.good_name)
         print(f"{root}")
         if args.action == "verify":
-            report = folders.verify(root)
+            report = folders.verify(root, args.good_name)
             problems |= bool((report["problems"] != "").any())
-            print(report.to_string(index=False))
+            print(report.drop(columns=["problems", "notes"]).to_string(index=False))
+            for column, text in ("problems", "{}: {}"), ("notes", "{}: note: {}"):
+                for row in report[report[column] != ""].itertuples():
+                    print(text.format(row.category, getattr(row, column)))
             continue
         for name in names:
-            category = folders.scan(root, name)
+            category = folders.scan(root, name, args.good_name)
             kinds = sorted({sample.defect for sample in category.test} - {"good"})
             print(f"  {name}: {len(category.train)} train, {(category.labels == 0).sum()} good and "
                   f"{category.labels.sum()} anomalous test pictures ({', '.join(kinds) or 'no defect'}), "

@@ -56,6 +56,7 @@ def _measuring_options(parser: argparse.ArgumentParser, fields: Sequence[Field],
     parser.add_argument("--data", required=True, help="folder of categories in MVTec AD layout, or demo")
     parser.add_argument("--category", required=True, action="append",
                         help="folder below it, may be repeated; all takes every one")
+    parser.add_argument("--good-name", default="good", help="name of the folders of good parts")
     for field in (*fields, *dataclasses.fields(Preprocess)):
         default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
         kind: dict[str, Any] = {"type": converter(field.type)}
@@ -130,11 +131,12 @@ def _measured(args: argparse.Namespace, measure: Measure) -> int:
     detector = METHODS[args.method](**pick(METHODS[args.method]))
     preprocess = Preprocess(**pick(Preprocess))
     root = folders.resolve(args.data)
-    names = folders.some_categories(root) if args.category == ["all"] else args.category
+    names = folders.some_categories(root, args.good_name) if args.category == ["all"] else args.category
     answers, failed = [], []
     for name in names:
         try:
-            category = folders.scan(root, name).subset(args.train_pictures, getattr(args, "test_pictures", 0))
+            category = folders.scan(root, name, args.good_name)
+            category = category.subset(args.train_pictures, getattr(args, "test_pictures", 0))
             # A copy: what is fitted on one category must not be timed on the next.
             answers.append(measure(detector.reseeded(detector.seed), category, preprocess))
         except DataError as error:

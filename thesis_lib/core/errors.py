@@ -1,5 +1,7 @@
 """What went wrong and who can mend it: the user (`ThesisError`), or nobody but us (any other exception)."""
 
+import errno
+
 
 class ThesisError(ValueError):
     """Wrong input or data that the user can mend: one line that names the file or parameter and what would be right.
@@ -22,7 +24,8 @@ def one_line(error: BaseException) -> str:
 
 
 def user_message(error: BaseException) -> str | None:
-    """The line that a user is shown for what they can mend: a ThesisError, or a file that cannot be read or written.
+    """The line that a user is shown for what they can mend: a ThesisError, a file that cannot be read or written, or a
+    full disk, of which Python does not say the file.
 
     None for a defect of ours.
     """
@@ -30,4 +33,6 @@ def user_message(error: BaseException) -> str | None:
         return str(error)
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{error.strerror}: make room where outputs and temporary files go (THESIS_OUTPUTS, TMPDIR)"
     return None

@@ -11,15 +11,17 @@ if TYPE_CHECKING:       # no module, only what type checkers know
     from _typeshed import DataclassInstance
 
 
-def parameter(default: Any, help: str, *, identity: bool = True, neutral: bool = False, features: bool = False) -> Any:
+def parameter(default: Any, help: str, *, identity: bool = True, neutral: bool | tuple = False,
+              features: bool = False) -> Any:
     """Dataclass field with the text that `thesis evaluate METHOD --help` shows.
 
     identity False: the parameter cannot change a result, so a stored row stays valid when it differs.
-    neutral: its default changes nothing, so it is part of an identity only at another value. A parameter that comes
-    later and is neutral leaves older rows valid.
+    neutral: its default, or each of these values, changes nothing, so it is part of an identity only at another one. A
+    parameter that comes later and is neutral leaves older rows valid.
     features True: it decides what `gather` returns, so that detectors equal in these can share it.
     """
-    return field(default=default, metadata={"help": help, "identity": identity, "neutral": neutral,
+    values = neutral if isinstance(neutral, tuple) else (default,) * neutral
+    return field(default=default, metadata={"help": help, "identity": identity, "neutral": values,
                                             "features": features})
 
 
@@ -29,9 +31,9 @@ def values(record: "DataclassInstance") -> dict[str, Any]:
 
 
 def deciding(kind: "DataclassInstance | type[DataclassInstance]", given: Mapping[str, Any]) -> dict[str, Any]:
-    """What an identity is made of: the given values of a dataclass but the neutral ones that have their default."""
-    neutral = {f.name: f.default for f in dataclasses.fields(kind) if f.metadata.get("neutral")}
-    return {name: value for name, value in given.items() if name not in neutral or value != neutral[name]}
+    """What an identity is made of: the given values of a dataclass but those that are neutral."""
+    neutral = {f.name: f.metadata.get("neutral", ()) for f in dataclasses.fields(kind)}
+    return {name: value for name, value in given.items() if value not in neutral.get(name, ())}
 
 
 def one_of(name: str, value: str, known: Iterable[str]) -> None:

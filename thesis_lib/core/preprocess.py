@@ -3,8 +3,15 @@
 Runs without torch, on a device, too.
 """
 
-from dataclasses import dataclass
+import logging
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache, wraps
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -13,6 +20,16 @@ from thesis_lib.core.errors import ThesisError
 from thesis_lib.core.parameters import one_of, parameter
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
+MAPS = "anomaly_maps"           # folder beside the pictures, for what `thesis detect --maps` writes
+# Folders that systems and tools leave among pictures, in lower case; names that begin with a dot are hidden anyway.
+NOT_THE_USERS = {MAPS, "__macosx", "__pycache__", "$recycle.bin", "system volume information", "lost+found", "recycler",
+                 "@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@tmp", "network trash folder",
+                 "temporary items"}
+LEVELS = (256, 1024, 4096, 16384, 65536)        # grey levels of cameras with 8, 10, 12, 14 and 16 bits
+LOOKED_AT = 8           # training pictures of 8 bits, evenly spaced, that tell whether a set is dark
+DARK = 0.25             # share of the full scale that a set should reach
+Answer = TypeVar("Answer")
+log = logging.getLogger("thesis_lib")
 INTERPOLATIONS = {name: Image.Resampling[name.upper()] for name in ("nearest", "bilinear", "bicubic", "lanczos")}
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -49,6 +66,9 @@ class Preprocess:
     crop: int | None = parameter(None, "side in pixels of the centre crop after it, or none", neutral=True)
     resize: str = parameter("square", "square, or short_side (keeps the aspect, needs a crop)", neutral=True)
     interpolation: str = parameter("bilinear", "of the resize: " + ", ".join(INTERPOLATIONS))
+    levels: int | str = parameter("auto", "grey levels of files with more than 8 bits: 4096 is that of 12 bits, "
+                                  "full is 65536, auto is the next of " + ", ".join(map(str, LEVELS))
+                                  + " above the training pictures", neutral=("auto", 256))
 
     def __post_init__(self) -> None:
         if self.image_size < 32:
@@ -59,6 +79,11 @@ class Preprocess:
         if self.resize == "short_side" and self.crop is None:
             raise ThesisError("resize=short_side needs a crop: pictures of other aspect would not form a batch")
         one_of("interpolation", self.interpolation, INTERPOLATIONS)
+        if self.levels == "full":
+            object.__setattr__(self, "levels", LEVELS[-1])          # one configuration, by whatever name
+        whole = isinstance(self.levels, int) and not isinstance(self.levels, bool)
+        if self.levels != "auto" and not (whole and 2 <= int(self.levels) <= LEVELS[-1]):
+            raise ThesisError(f"levels={self.levels!r}: needs auto, full or a number from 2 to {LEVELS[-1]}")
 
     @property
     def side(self) -> int:
@@ -76,9 +101,13 @@ class Preprocess:
         left, top = (image.width - self.side) // 2, (image.height - self.side) // 2
         return image.crop((left, top, left + self.side, top + self.side))
 
+    def decided(self, training: Iterable[Sample]) -> "Preprocess":
+        """The same with `levels` as a number where it is auto: decided by these pictures, used for all others, too."""
+        return replace(self, levels=levels_of([sample.path for sample in training], self.levels))
+
     def array(self, path: Path) -> np.ndarray:
         """(3, H, W) float32, ImageNet-normalised."""
-        pixels = np.array(self.geometry(read_rgb(path), self.interpolation), dtype=np.float32) / 255
+        pixels = np.array(self.geometry(read_rgb(path, self.levels), self.interpolation), dtype=np.float32) / 255
         normalised = (pixels - np.array(IMAGENET_MEAN, np.float32)) / np.array(IMAGENET_STD, np.float32)
         return np.ascontiguousarray(normalised.transpose(2, 0, 1))
 
@@ -90,31 +119,174 @@ class Preprocess:
         if picture.size != mask.size:
             raise DataError(f"{sample.mask}: mask is {mask.width}x{mask.height}, its picture {sample.path.name} "
                             f"{picture.width}x{picture.height} pixels; both must be the same")
-        plain = len(mask.getbands()) == 1 and mask.mode != "P"      # its values are no places in a palette
-        values = np.array(mask if plain else mask.convert("RGB"))
-        defect = values > 0 if values.ndim == 2 else (values > 0).any(axis=2)
-        binary = Image.fromarray(defect.astype(np.uint8))
+        with _named(sample.mask):
+            plain = len(mask.getbands()) == 1 and mask.mode != "P"      # its values are no places in a palette
+            values = np.array(mask if plain else mask.convert("RGB"))
+            defect = values > 0 if values.ndim == 2 else (values > 0).any(axis=2)
+            binary = Image.fromarray(defect.astype(np.uint8))
         return np.array(self.geometry(binary, "nearest"), dtype=bool)
 
 
-def read_rgb(path: Path) -> Image.Image:
-    """8-bit RGB from grey, palette, RGBA (alpha dropped) or 16-bit grey (full range, 65535 -> 255)."""
-    image = open_picture(path)
-    if image.mode.startswith("I"):
+def _once_a_file(ask: Callable[[Path], Answer]) -> Callable[[Path], Answer]:
+    """What `ask` says of a file, asked again only when its size or time has changed."""
+    @lru_cache(maxsize=2**16)
+    def known(path: Path, size: int, time_ns: int) -> Answer:
+        return ask(path)
+
+    @wraps(ask)
+    def answer(path: Path) -> Answer:
+        with _named(path):
+            state = path.stat()
+        return known(path, state.st_size, state.st_mtime_ns)
+
+    return answer
+
+
+class Depth(NamedTuple):
+    """What a file says of its numbers."""
+
+    bits: int               # of a channel, as far as it is read: 8, 16 or 32
+    colour: bool            # several channels, of which Pillow keeps 8 bits
+    pages: int              # the first is read
+    profile: bool           # an ICC profile, which is not applied
+
+
+_DEEP_COLOUR = ("colour of 16 bits a channel, of which 8 can be read: convert it to 8 bits a channel or to 16-bit "
+                "grey; levels=full reads the upper 8, which is right where values reach 65535")
+
+
+def levels_of(files: Sequence[Path], levels: int | str = "auto") -> int | str:
+    """`levels` of these pictures as a number, where it is auto: the next of LEVELS above their largest value.
+
+    Warns where they stay far below the full scale. Raises DataError naming a picture that cannot be read with it.
+    """
+    deep = []
+    for file in files:
+        found = depth(file)
+        if found.colour and levels != LEVELS[-1]:
+            raise DataError(f"{file}: {_DEEP_COLOUR}")
+        if found.bits > 8:
+            deep.append(file)
+    # All of those that decide; of 8 bits some, which only decide about a warning.
+    highest = max(map(maximum, deep or files[::max(1, len(files) // LOOKED_AT)]), default=LEVELS[0] - 1)
+    if levels == "auto":
+        levels = next(known for known in LEVELS if known > highest)
+        if deep:
+            _say_once(logging.INFO, f"{deep[0].parent}: values up to {highest}, read as {levels} grey levels")
+    full = (int(levels) if deep else LEVELS[0]) - 1
+    if highest < DARK * full:
+        _say_once(logging.WARNING, f"{files[0].parent}: values reach only {highest} of {full}: dark pictures, "
+                  "or another range than the files promise (see levels)")
+    return levels
+
+
+def read_rgb(path: Path, levels: int | str = LEVELS[-1]) -> Image.Image:
+    """8-bit RGB from grey, palette, RGBA (alpha dropped), CMYK, or grey of more bits, whose levels - 1 becomes 255.
+
+    The first page of a file of several; colour profiles are not applied. DataError names the file.
+    """
+    image, deep_colour = _opened(path)
+    with _named(path):
+        if deep_colour and levels != LEVELS[-1]:
+            raise DataError(f"{path}: {_DEEP_COLOUR}")
+        if deep_colour or _bits(image) == 8:
+            return image.convert("RGB")
         values = np.asarray(image)
-        if values.min() < 0 or values.max() > 65535:
-            raise DataError(f"{path}: integer values {values.min()} to {values.max()}, needs 0 to 65535; "
-                            "convert it to 8 or 16 bit")
-        image = Image.fromarray((values.astype(np.uint32) / 257).round().astype(np.uint8))
-    elif image.mode == "F":
-        raise DataError(f"{path}: floating-point picture of unknown range; convert it to 8 or 16 bit")
-    return image.convert("RGB")
+        highest = _highest(path, values)
+        if levels == "auto":
+            raise DataError(f"{path}: grey of more than 8 bits; levels=auto is decided from training pictures, by "
+                            f"`Preprocess.decided`, or give levels, full or one of {', '.join(map(str, LEVELS))}")
+        if highest >= int(levels):
+            fitting = next(known for known in LEVELS if known > highest)
+            raise DataError(f"{path}: value {highest} is beyond levels={levels}, which was given or decided from the "
+                            f"training pictures; give levels={fitting}")
+        scaled = (values.astype(np.float64) * 255 / (int(levels) - 1)).round()
+        return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
 
 
 def open_picture(path: Path) -> Image.Image:
-    """Turned as its EXIF says; DataError that names it where it cannot be read."""
+    """The first page, turned as its EXIF says; DataError that names the file where it cannot be read."""
+    return _opened(path)[0]
+
+
+@_once_a_file
+def depth(path: Path) -> Depth:
+    """From the head of a file, without its pixels."""
+    with _named(path), Image.open(path) as image:
+        colour = _is_deep_colour(image)
+        pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
+        return Depth(16 if colour else _bits(image), colour, pages, "icc_profile" in image.info)
+
+
+@_once_a_file
+def maximum(path: Path) -> int:
+    """Largest value of any channel, on the scale of the file's depth."""
+    image, deep_colour = _opened(path)
+    with _named(path):
+        if _bits(image) > 8:
+            return _highest(path, np.asarray(image))
+        largest = int(np.asarray(image.convert("RGB")).max())
+        return largest * 257 if deep_colour else largest            # of its 16 bits the upper 8 were read
+
+
+def pictures_in(folder: Path, below: bool = False) -> list[Path]:
+    """Files of pictures in a folder, or in all below it, too, sorted; none where it is missing. See `hidden`."""
+    found = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if below and not hidden(name)]
+        found += [Path(place, name) for name in names if Path(name).suffix.lower() in SUFFIXES and not hidden(name)]
+    return sorted(found)
+
+
+def hidden(name: str) -> bool:
+    """Whether files and folders of this name are left out: hidden ones, those of systems, and this project's maps."""
+    return name.startswith(".") or name.lower() in NOT_THE_USERS
+
+
+def _opened(path: Path) -> tuple[Image.Image, bool]:
+    """The first page, turned; and whether it is colour of which Pillow has cut 16 bits to 8."""
+    with _named(path), Image.open(path) as image:
+        deep_colour = _is_deep_colour(image)            # now: once it is read, a picture has forgotten its file
+        return ImageOps.exif_transpose(image), deep_colour
+
+
+def _bits(image: Image.Image) -> int:
+    """Of a channel as it is read: 8, 16 or 32."""
+    if image.mode in ("I", "F"):
+        return 32
+    return 16 if image.mode.startswith("I;16") else 8
+
+
+def _is_deep_colour(image: Image.Image) -> bool:
+    """Whether the picture's mode has 8 bits a channel and its file more; the image is as `Image.open` gave it."""
+    # The order of bytes stands behind the 16 of a PNG or TIFF; BGR;16 of a BMP is 16 bits of a whole pixel.
+    cut = re.search(r";16[BLNS]", str([tile[3] for tile in getattr(image, "tile", ())]))
+    stated = getattr(image, "tag_v2", {}).get(258, (8,))            # BitsPerSample of a TIFF
+    return _bits(image) == 8 and (bool(cut) or max(stated) > 8)
+
+
+def _highest(path: Path, values: np.ndarray) -> int:
+    """Largest value; DataError for what is not grey of 0 to 65535."""
+    if values.dtype.kind == "f":
+        raise DataError(f"{path}: floating-point picture of unknown range; convert it to 8 or 16 bit")
+    lowest, highest = int(values.min()), int(values.max())
+    if lowest < 0 or highest >= LEVELS[-1]:
+        raise DataError(f"{path}: integer values {lowest} to {highest}, needs 0 to 65535; convert it to 8 or 16 bit")
+    return highest
+
+
+@lru_cache
+def _say_once(level: int, message: str) -> None:
+    log.log(level, message)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Whatever Pillow raises on a file as one line that names it; it raises nearly everything on damaged ones."""
     try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image)
-    except (OSError, SyntaxError, ValueError) as error:      # Pillow reports a broken PNG as SyntaxError
-        raise DataError(f"{path}: not a readable picture ({error}); replace or remove it") from error
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{path}: not a readable picture ({reason}); replace or remove it") from error

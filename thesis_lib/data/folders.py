@@ -5,6 +5,7 @@ The name or path of a folder goes in, a `Category` of samples comes out. Masks a
 
 import hashlib
 import logging
+import re
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,9 +15,25 @@ import pandas as pd
 
 from thesis_lib.core import paths
 from thesis_lib.core.errors import ThesisError
-from thesis_lib.core.preprocess import SUFFIXES, DataError, Preprocess, Sample, read_rgb
+from thesis_lib.core.preprocess import (
+    LEVELS,
+    SUFFIXES,
+    DataError,
+    Preprocess,
+    Sample,
+    depth,
+    hidden,
+    maximum,
+    pictures_in,
+    read_rgb,
+)
 from thesis_lib.data.pictures import evenly
 
+# What people call the folder of good parts; compared without case, spaces and signs.
+GOOD = {"good", "goods", "goodparts", "ok", "okay", "okparts", "gut", "gutteile", "io", "normal", "nominal", "pass",
+        "passed", "fine", "clean", "intact", "healthy", "perfect", "flawless", "conform", "bon", "buono", "goed",
+        "nodefect", "nodefects", "defectfree", "nondefective", "notdefective", "undefective", "anomalyfree",
+        "nonanomalous", "notanomalous"}
 log = logging.getLogger("thesis_lib")
 
 
@@ -95,64 +112,74 @@ def demo() -> Path:
     return synthetic.write(paths.demo_data())
 
 
-def categories(root: str | Path) -> list[str]:
-    """Names of the folders below root that hold train/good."""
-    return sorted(folder.parent.parent.name for folder in resolve(root).glob("*/train/good"))
+def categories(root: str | Path, good_name: str = "good") -> list[str]:
+    """Names of the folders below root that hold train/good; good_name is what `good` is called there."""
+    found = (folder.parent.parent.name for folder in resolve(root).glob(f"*/train/{_plain(good_name)}"))
+    return sorted(name for name in found if not hidden(name))
 
 
-def some_categories(root: str | Path) -> list[str]:
+def some_categories(root: str | Path, good_name: str = "good") -> list[str]:
     """`categories`; where there is none DataError says what the folder is and what it needs."""
     folder = resolve(root)
-    if names := categories(folder):
+    if names := categories(folder, good_name):
         return names
-    if _pictures(folder / "train" / "good"):
+    if pictures_in(folder / "train" / good_name):
         raise DataError(f"{folder}: is a category itself; give the folder above it, {folder.parent}")
-    loose = len(_pictures(folder))
+    for part in (folder, *_folders(folder)):
+        _needs_good(part / "train", good_name)
+    loose = len(pictures_in(folder))
     raise DataError(f"{folder}: holds no category" + (f", but {loose} pictures" if loose else "") +
-                    "; good parts belong into part/train/good below it, pictures to look at into part/test/good and "
-                    "part/test/defect (any names for part and defect)")
+                    f"; good parts belong into part/train/{good_name} below it, pictures to look at into "
+                    f"part/test/{good_name} and part/test/defect (any names for part and defect)")
 
 
-def scan(root: str | Path, category: str) -> Category:
-    """List one category; no picture is opened. Raises DataError that names what is missing."""
+def scan(root: str | Path, category: str, good_name: str = "good") -> Category:
+    """List one category; no picture is opened. Raises DataError that names what is missing.
+
+    good_name: the name of the folders of good parts, whose samples have the defect "good" whatever it is.
+    """
     folder = resolve(root) / category
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such category; categories here: {', '.join(some_categories(root))}")
-    train = [Sample(file, "train", "good") for file in _pictures(folder / "train" / "good")]
+        raise DataError(f"{folder}: no such category; categories here: {', '.join(some_categories(root, good_name))}")
+    _needs_good(folder / "train", good_name)
+    train = [Sample(file, "train", "good") for file in pictures_in(folder / "train" / good_name)]
     if not train:
-        raise DataError(f"{folder / 'train' / 'good'}: no pictures ({', '.join(sorted(SUFFIXES))}); "
+        raise DataError(f"{folder / 'train' / good_name}: no pictures ({', '.join(sorted(SUFFIXES))}); "
                         "nominal training pictures belong there")
-    test_folder = folder / "test"
-    defects: list[str] = []
-    if test_folder.is_dir():
-        defects = sorted(entry.name for entry in test_folder.iterdir() if entry.is_dir())
+    _needs_good(folder / "test", good_name, alone=False)
+    kinds = {"good" if place.name == good_name else place.name: place for place in _folders(folder / "test")}
     test = []
-    for defect in defects:
+    for defect, place in sorted(kinds.items()):
         masks: dict[str, Path] = {}             # name of the picture, without its ending -> its mask
         if defect != "good":
-            masks = {file.stem.removesuffix("_mask"): file for file in _pictures(folder / "ground_truth" / defect)}
-        test += [Sample(file, "test", defect, masks.get(file.stem)) for file in _pictures(test_folder / defect)]
+            masks = {file.stem.removesuffix("_mask"): file for file in pictures_in(folder / "ground_truth" / defect)}
+        test += [Sample(file, "test", defect, masks.get(file.stem)) for file in pictures_in(place)]
     return Category(category, tuple(train), tuple(test))
 
 
-def verify(root: str | Path) -> pd.DataFrame:
+def verify(root: str | Path, good_name: str = "good") -> pd.DataFrame:
     """Count what is on disk and set it beside Table 2.1 of the thesis; column `problems` is empty when all is well.
 
-    Opens every picture and mask, so a truncated one is found here and not in the middle of a run.
+    Opens every picture and mask, so a truncated one is found here and not in the middle of a run. bits and maximum:
+    of a channel, over all pictures; levels: what `Preprocess` decides from the training pictures; ignored: pictures
+    with hidden names or in folders of the system; notes: what is read otherwise than one may think.
     """
     expected = pd.read_csv(paths.reference() / "thesis_table_2_1.csv").set_index("category_en")
-    on_disk = categories(root)
+    on_disk = categories(root, good_name)
     # Any MVTec AD category makes it MVTec AD: then what is missing of the fifteen is listed, too.
     names = list(expected.index[:-1]) if set(on_disk) & set(expected.index) else []
     rows = []
     for name in names + [name for name in on_disk if name not in names]:
-        row = {"category": name, "train": 0, "test_good": 0, "test_defective": 0, "masks": 0, "problems": "not on disk"}
+        row = {"category": name, "train": 0, "test_good": 0, "test_defective": 0, "masks": 0, "bits": "", "maximum": "",
+               "levels": "", "ignored": 0, "problems": "not on disk", "notes": ""}
         if name in on_disk:
-            category = scan(root, name)
+            category = scan(root, name, good_name)
             row |= {"train": len(category.train), "test_good": int((category.labels == 0).sum()),
                     "test_defective": int(category.labels.sum()),
-                    "masks": sum(sample.mask is not None for sample in category.test)}
-            problems = _problems(category)
+                    "masks": sum(sample.mask is not None for sample in category.test),
+                    "ignored": _ignored(resolve(root) / name)}
+            problems, facts = _examined(category)
+            row |= facts
             if name in names:
                 for count, column in (("train", "n_train"), ("test_good", "n_test_nominal"),
                                       ("test_defective", "n_test_anomalous")):
@@ -160,31 +187,74 @@ def verify(root: str | Path) -> pd.DataFrame:
                         problems.append(f"{count} should be {int(expected.loc[name, column])}")
             row["problems"] = "; ".join(problems)
         rows.append(row)
-    return pd.DataFrame(rows, columns=["category", "train", "test_good", "test_defective", "masks", "problems"])
+    return pd.DataFrame(rows, columns=["category", "train", "test_good", "test_defective", "masks", "bits", "maximum",
+                                       "levels", "ignored", "problems", "notes"])
 
 
-def _problems(category: Category) -> list[str]:
-    """What is wrong with the pictures and masks themselves, a line for each."""
-    problems = []
+def _examined(category: Category) -> tuple[list[str], dict[str, str]]:
+    """What is wrong with the pictures and masks themselves, a line for each; and what they are, for a row."""
+    problems, notes, pages, profiles, highest = [], [], 0, 0, 0
+    bits: set[int] = set()
+    facts: dict[str, str] = {}
     try:
         category.fingerprint  # noqa: B018  (raises on a copy)
+        preprocess = Preprocess().decided(category.train)
+        facts["levels"] = str(preprocess.levels)
         for sample in category.train + category.test:
-            read_rgb(sample.path)
-            Preprocess().mask(sample)
+            read_rgb(sample.path, preprocess.levels)
+            preprocess.mask(sample)
+            found = depth(sample.path)
+            bits.add(found.bits)
+            pages, profiles = pages + (found.pages > 1), profiles + found.profile
+            highest = max(highest, maximum(sample.path))
     except DataError as error:
         problems.append(str(error))
     unmasked = [sample for sample in category.test if sample.label and not sample.mask]
     if unmasked and len(unmasked) < category.labels.sum():
         problems.append(f"{len(unmasked)} anomalous pictures without a mask, first {unmasked[0].path}")
-    return problems
+    if highest and LEVELS[0] < int(facts["levels"]) < LEVELS[-1]:
+        notes.append(f"values up to {highest} in files of {max(bits)} bits: read as {facts['levels']} levels")
+    if pages:
+        notes.append(f"files of several pages, of which the first is read: {pages}")
+    if profiles:
+        notes.append(f"pictures with a colour profile, which is not applied: {profiles}")
+    shown = ", ".join(map(str, sorted(bits)))
+    return problems, facts | {"bits": shown, "maximum": str(highest or ""), "notes": "; ".join(notes)}
 
 
-def _pictures(folder: Path) -> list[Path]:
-    """Files of pictures directly in the folder, sorted; none where it is missing."""
+def _needs_good(folder: Path, good_name: str, alone: bool = True) -> None:
+    """DataError where the pictures of train or test lie in folders of which none is called good_name, and one seems to
+    be it: by its name, or, where `alone` says that no other belongs there, as the only one.
+    """
+    inside = {place.name: len(pictures_in(place)) for place in _folders(folder)}
+    if inside.get(good_name):
+        return
+    filled = [name for name, count in inside.items() if count]
+    likely = [name for name in filled if re.sub(r"[\W_]+", "", name.casefold()) in GOOD]
+    likely = likely or (filled if alone and len(filled) == 1 else [])
+    if likely:
+        raise DataError(f"{folder / likely[0]}: seems to hold the good parts; call it {good_name}, or give "
+                        f"--good-name {likely[0]}")
+    if alone and (loose := len(pictures_in(folder))):
+        raise DataError(f"{folder}: its {loose} pictures of good parts belong into {folder / good_name}")
+
+
+def _folders(folder: Path) -> list[Path]:
+    """The folders right in a folder, sorted, without hidden ones and those of systems; none where it is missing."""
     if not folder.is_dir():
         return []
-    return sorted(file for file in folder.iterdir()
-                  if file.suffix.lower() in SUFFIXES and not file.name.startswith("."))
+    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not hidden(entry.name))
+
+
+def _ignored(folder: Path) -> int:
+    """Pictures in and below a folder that `hidden` leaves out."""
+    every = [file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()]
+    return len(every) - len(pictures_in(folder, below=True))
+
+
+def _plain(name: str) -> str:
+    """The name as a pattern that only fits itself."""
+    return re.sub(r"([*?[])", r"[\1]", name)
 
 
 def _bytes(path: Path) -> bytes:

@@ -22,12 +22,17 @@ def load_image(path: Path, preprocess: Preprocess) -> torch.Tensor:
 
 
 class Pictures:
-    """Batches (B, 3, H, W) of the samples, read when iterated; knows what it reads, so that `fit` can refuse."""
+    """Batches (B, 3, H, W) of the samples, read when iterated; knows what it reads, so that `fit` can refuse.
+
+    Training pictures decide `levels` of their preprocessing where it is auto; test pictures need what these decided.
+    """
 
     def __init__(self, samples: Sequence[Sample], preprocess: Preprocess, batch_size: int = 8) -> None:
         if batch_size < 1:
             raise ThesisError(f"batch_size={batch_size}: needs at least 1")
         self.samples, self.preprocess, self.batch_size = tuple(samples), preprocess, batch_size
+        if preprocess.levels == "auto" and all(sample.split == "train" for sample in samples):
+            self.preprocess = preprocess.decided(samples)
 
     def __len__(self) -> int:
         """Number of batches."""

@@ -25,7 +25,7 @@ import numpy as np
 
 from thesis_lib.core import files
 from thesis_lib.core.errors import ThesisError
-from thesis_lib.core.nearest import nearest
+from thesis_lib.core.nearest import check_finite, nearest
 from thesis_lib.core.onnx_session import session
 from thesis_lib.core.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 
@@ -76,7 +76,8 @@ class Bundle:
         given = {key: facts["preprocess"].pop(key) for key in constants}
         if given != constants:
             raise BundleError(f"{folder / FACTS}: normalises with {given}, this version with {constants}")
-        return cls(folder, facts, Preprocess(**facts["preprocess"]))
+        # Bundles of before `levels` was known were exported with all 65536 of them.
+        return cls(folder, facts, Preprocess(**({"levels": "full"} | facts["preprocess"])))
 
     @property
     def pictures(self) -> list[Path]:
@@ -103,6 +104,7 @@ class Bundle:
 
         def score(outputs: Arrays) -> Detection:
             (heat,) = locate(outputs) if locate else outputs
+            check_finite("the anomaly map", heat[None])
             return Detection(float(heat.max()), np.pad(heat.reshape(grid), rim))
 
         return parts | {"score": score}

@@ -69,6 +69,7 @@ def export(detector: Detector, category: Category, preprocess: Preprocess, folde
     """
     folder = Path(folder)
     make = _check(detector, category, folder, quantile)
+    preprocess = preprocess.decided(category.train)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         work = Path(temporary) / "bundle"
@@ -242,7 +243,7 @@ def _copies(category: Category, preprocess: Preprocess, work: Path) -> list[str]
     (work / "pictures").mkdir()
     names = []
     for number, sample in enumerate(samples):
-        picture = read_rgb(sample.path)
+        picture = read_rgb(sample.path, preprocess.levels)
         picture.thumbnail((preprocess.image_size, preprocess.image_size))
         names.append(f"pictures/{number:02d}_{sample.defect}.png")
         picture.save(work / names[-1])

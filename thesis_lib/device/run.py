@@ -15,7 +15,8 @@ from threadpoolctl import threadpool_limits
 
 from thesis_lib.core import files, identity, results, stamp, timing
 from thesis_lib.core.errors import ThesisError
-from thesis_lib.core.preprocess import SUFFIXES, DataError
+from thesis_lib.core.files import replaced
+from thesis_lib.core.preprocess import MAPS, SUFFIXES, DataError, pictures_in
 from thesis_lib.core.threads import usable_cpus
 from thesis_lib.device.bundle import FACTS, Bundle, BundleError, Detection, predict
 
@@ -85,33 +86,41 @@ def complaints(row: Mapping[str, Any]) -> list[str]:
 
 def detect(bundle: Bundle, files: Sequence[Path], *, engine: str = "float",
            threads: int | None = None) -> Iterator[tuple[Path, Detection | DataError]]:
-    """What was found in each picture, or why it could not be read."""
+    """What was found in each picture, or why it could not be read or has no score."""
     threads = _threads(threads)
     with threadpool_limits(threads, user_api="blas"):
         stages = bundle.stages(engine, threads)
         for file in files:
             try:
-                image = bundle.image(file)
+                yield file, predict(stages, bundle.image(file))
             except DataError as error:
                 yield file, error
-            else:
-                yield file, predict(stages, image)
+            except ThesisError as error:            # NaN
+                yield file, DataError(f"{file}: {error}")
 
 
-def save_map(detection: Detection, threshold: float, side: int, file: Path, floor: float = 0.0) -> Path:
+def save_map(detection: Detection, threshold: float, side: int, picture: Path, floor: float = 0.0) -> Path:
     """Grey PNG of side x side pixels as the network saw them, interpolated; floor is 0, the threshold the middle, 128.
+
+    It goes into a folder of its own beside the picture, which nothing reads pictures from.
     """
+    file = map_of(picture)
     full = Image.fromarray(detection.map.astype(np.float32)).resize((side, side), Image.Resampling.BILINEAR)
     grey = np.clip((np.asarray(full) - floor) / (threshold - floor) * 128, 0, 255).round().astype(np.uint8)
-    Image.fromarray(grey).save(file)
+    with replaced(file) as partial:
+        Image.fromarray(grey).save(partial, format="PNG")
     return file
+
+
+def map_of(picture: Path) -> Path:
+    """Where the anomaly map of a picture is written."""
+    return picture.parent / MAPS / f"{picture.name}.png"
 
 
 def pictures_of(folder: str | Path) -> list[Path]:
     """The pictures right in a folder, sorted; DataError where there are none."""
     folder = Path(folder)
-    entries = folder.iterdir() if folder.is_dir() else ()
-    pictures = sorted(file for file in entries if file.suffix.lower() in SUFFIXES)
+    pictures = pictures_in(folder)
     if not pictures:
         raise DataError(f"{folder}: no folder with pictures ({', '.join(sorted(SUFFIXES))})")
     return pictures

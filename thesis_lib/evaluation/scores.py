@@ -61,6 +61,7 @@ def evaluate_many(detectors: Mapping[str, Detector], category: Category, preproc
     seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     if not seeds:
         raise ThesisError("seeds: needs at least one")
+    preprocess = preprocess.decided(category.train)
     wanted = {name: seeds if detector.seeded else seeds[:1] for name, detector in detectors.items()}
     subjects = {(name, seed): subject(detectors[name], category, preprocess, seed=seed, module=__name__)
                 for name in detectors for seed in wanted[name]}
@@ -191,7 +192,7 @@ def _score(fitted: Mapping[K, Detector], maps: Extracted | Stored,
     if shared:
         batches = maps.batches(first.levels)
     else:
-        batches = track(maps.images, len(maps.images) if isinstance(maps.images, Sized) else None, "pictures")
+        batches = track(maps.pictures(), len(maps.images) if isinstance(maps.images, Sized) else None, "pictures")
     for batch in batches:
         # 1. The leading stages, once for all: those after the network, whose maps are here.
         embedded = batch

@@ -50,6 +50,7 @@ def measure_times(detectors: Mapping[str, Detector], category: Category, preproc
     """`measure_time` for several detectors, one after the other; for those still to be fitted a network runs once."""
     if pictures < 1 or batch_size < 1:
         raise ThesisError(f"pictures={pictures}, batch_size={batch_size}: both need at least 1")
+    preprocess = preprocess.decided(category.train)
     protocol = {"pictures": pictures, "warmup": warmup, "repeats": repeats, "batch_size": batch_size,
                 "threads": threads or torch.get_num_threads(), "cpu": stamp.cpu_model()}
     subjects, rows = {}, {}

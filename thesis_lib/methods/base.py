@@ -26,6 +26,7 @@ from thesis_lib.core.parameters import parameter
 from thesis_lib.core.preprocess import Preprocess, Sample
 from thesis_lib.networks import backbones, engines
 from thesis_lib.networks.maps import Extracted, Stored
+from thesis_lib.networks.torch_setup import check_finite
 from thesis_lib.patches.embedding import Original, Pooled, parse
 
 FORMAT = "2"            # of saved detectors; 1 did not know the size of its pictures
@@ -149,15 +150,16 @@ class Detector(_Offered):
 
     def extract(self, images: torch.Tensor) -> backbones.Features:
         """The first stage of most methods: images (B, 3, H, W), of the size that fit has seen -> feature maps."""
-        self.check_size(images)
+        self.check_images(images)
         return self.backbone_(images)
 
-    def check_size(self, images: torch.Tensor) -> None:
-        """ThesisError for pictures of another size than those of fit: scores of them would mean nothing."""
+    def check_images(self, images: torch.Tensor) -> None:
+        """ThesisError for pictures of another size than those of fit, or with NaN: their scores would mean nothing."""
         wanted, given = self._learned("image_size_"), tuple(images.shape[-2:])
         if given != wanted:
             raise ThesisError(f"images of {given[0]}x{given[1]} pixels: this {self.name} was fitted on "
                               f"{wanted[0]}x{wanted[1]}; prepare them in the same way (`preprocess_` says how)")
+        check_finite("images", images)
 
     def predict(self, images: torch.Tensor) -> Prediction:
         """images (B, 3, H, W) -> Prediction; the input is left unchanged."""
@@ -224,6 +226,11 @@ class Detector(_Offered):
                 state = {key: file.get_tensor(key) for key in file.keys()}     # noqa: SIM118  (no mapping)
         except (OSError, safetensors.SafetensorError) as error:
             raise ThesisError(f"{path}: not a readable detector file ({error})") from error
+        for name, values in state.items():
+            try:
+                check_finite(name, values)
+            except ThesisError as error:
+                raise ThesisError(f"{path}: {error}; fit and save it again") from None
         if header.get("format") != FORMAT or header.get("method") != cls.name:
             raise ThesisError(f"{path}: holds method {header.get('method')} in format {header.get('format')}, "
                               f"needs {cls.name} in format {FORMAT}; fit and save it again")

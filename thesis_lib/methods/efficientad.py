@@ -262,7 +262,7 @@ class EfficientAD(Trained):
         return images, described
 
     def _outputs(self, images: torch.Tensor) -> Outputs:
-        self.check_size(images)
+        self.check_images(images)
         if self.graph_:
             return Outputs(*self.graph_(images))
         teacher = (self.backbone_(images)[1] - self.constants_["mean"]) / self.constants_["std"]

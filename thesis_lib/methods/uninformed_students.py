@@ -90,7 +90,7 @@ class UninformedStudents(Trained):
         networks, constants = self._learned("networks_"), self.constants_
 
         def outputs(images: torch.Tensor) -> Compared:
-            self.check_size(images)
+            self.check_images(images)
             return self._compared(networks, constants, images, self._taught(networks, images))
 
         def score(maps: Compared) -> Prediction:

@@ -15,6 +15,7 @@ from torch import nn
 from thesis_lib.core.errors import ThesisError
 from thesis_lib.networks import weightfiles
 from thesis_lib.networks.pdn import CONVOLUTIONS, FIELD, PDN
+from thesis_lib.networks.torch_setup import check_finite
 from thesis_lib.networks.weightfiles import WeightsError, WeightsMissing, record, torchvision
 
 RESNETS = ("resnet18", "resnet34", "wide_resnet50_2", "wide_resnet101_2")
@@ -143,11 +144,12 @@ def check(name: str, layers: Sequence[int] | None, tap: str = "output") -> tuple
 
 
 def check_images(name: str, images: torch.Tensor) -> None:
-    """ThesisError for what is no batch of colour pictures, or too small for the network."""
+    """ThesisError for what is no batch of colour pictures, holds NaN or infinity, or is too small for the network."""
     if images.ndim != 4 or images.shape[1] != 3:
         raise ThesisError(f"images of shape {tuple(images.shape)}: needs (B, 3, H, W)")
     if name in PDNS and min(images.shape[-2:]) < FIELD:
         raise ThesisError(f"images of shape {tuple(images.shape)}: {name} needs at least {FIELD}x{FIELD} pixels")
+    check_finite("images", images)
 
 
 def _walk(levels: nn.ModuleDict, layers: Sequence[int], x: torch.Tensor, tap: str) -> tuple[torch.Tensor, ...]:

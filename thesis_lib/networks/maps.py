@@ -27,6 +27,7 @@ from thesis_lib.core.preprocess import Preprocess, Sample
 from thesis_lib.core.progress import track
 from thesis_lib.data.pictures import Pictures
 from thesis_lib.networks.backbones import Features, Network
+from thesis_lib.networks.torch_setup import check_finite
 
 log = logging.getLogger(__name__)
 LIMIT_GB = 4.0          # of kept maps, where THESIS_FEATURES_GB says nothing else
@@ -62,8 +63,11 @@ class Extracted:
         self.image_size: tuple[int, int] | None = None      # (H, W), as soon as one was seen
 
     def pictures(self) -> Iterator[torch.Tensor]:
-        """The batches of images themselves; ThesisError where they are not all of one size."""
+        """The batches of images themselves; ThesisError where they are not all of one size, or hold NaN."""
+        first = 0
         for batch in self.images:
+            self._check("images", batch, first)
+            first += len(batch)
             height, width = batch.shape[-2:]
             self.image_size = self.image_size or (height, width)
             if (height, width) != self.image_size:
@@ -73,10 +77,22 @@ class Extracted:
 
     def batches(self, layers: Iterable[int]) -> Iterator[Features]:
         """{level: (b, C, h, w)} of these levels for every batch; the next one is read meanwhile."""
-        count = len(self.images) if isinstance(self.images, Sized) else None
+        count, first = len(self.images) if isinstance(self.images, Sized) else None, 0
         for batch in track(_ahead(self.pictures()), count, "features"):
             features = self.backbone(batch)
+            for level in layers:
+                self._check(f"feature maps of level {level}", features[level], first)
+            first += len(batch)
             yield {level: features[level] for level in layers}
+
+    def _check(self, name: str, values: torch.Tensor, first: int) -> None:
+        """ThesisError that names the picture with NaN of a batch of values (b, ...), whose first has this number."""
+        try:
+            check_finite(name, values)
+        except ThesisError:
+            bad = first + int((~values.flatten(1).isfinite().all(1)).nonzero()[0])
+            picture = self.samples[bad].path if self.samples else f"picture {bad}"
+            raise ThesisError(f"{picture}: its {name} hold NaN or infinity") from None
 
 
 class Stored:

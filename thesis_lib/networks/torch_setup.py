@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import torch
 
+from thesis_lib.core import nearest
 from thesis_lib.core.errors import ThesisError
 
 Module = TypeVar("Module", bound=torch.nn.Module)
@@ -22,6 +23,12 @@ def check_torch_device(torch_device: str) -> None:
     """TorchDeviceError where torch cannot compute on it."""
     if torch_device != "cpu" and not (torch_device.startswith("cuda") and torch.cuda.is_available()):
         raise TorchDeviceError(f"torch_device={torch_device}: needs cpu, or cuda where there is one")
+
+
+def check_finite(name: str, values: torch.Tensor) -> None:
+    """ThesisError that names the first of values (n, ...) with NaN or infinity: ReLUs, integers and FAISS hide both."""
+    if not values.sum().isfinite():
+        nearest.check_finite(name, values.detach().float().cpu().numpy())
 
 
 def has_bfloat16(torch_device: str) -> bool:

@@ -17,7 +17,7 @@ from scipy.spatial.distance import cdist
 from thesis_lib.core.errors import ThesisError
 from thesis_lib.core.nearest import nearest
 from thesis_lib.core.threads import blas_threads
-from thesis_lib.networks.torch_setup import torch_threads
+from thesis_lib.networks.torch_setup import check_finite, torch_threads
 
 DISTANCES = ("l2", "l2_squared")
 BLOCK = 2**21           # distances at a time, 8 MB; measured with benchmarks/bench_search.py
@@ -40,12 +40,16 @@ class Search:
             raise ThesisError(f"distance={self.distance!r}: needs one of {', '.join(DISTANCES)}")
 
     def fit(self, bank: torch.Tensor) -> Self:
-        """Keep the bank (M, D), with what the search needs to know of it beforehand."""
+        """Keep the bank (M, D), with what the search needs to know of it beforehand; ThesisError where it holds NaN."""
+        check_finite("bank", bank)
         self.bank = bank.contiguous().float()
         return self
 
     def query(self, vectors: torch.Tensor, k: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
         """Distances (Q, k) and bank rows (Q, k) of the k nearest, the nearest one first.
+
+        Raises ThesisError for vectors with NaN or infinity, and for distances beyond float32: FAISS would answer with
+        a finite number and row -1.
 
         >>> bank = torch.tensor([[0.0, 0.0], [3.0, 4.0], [6.0, 8.0]])
         >>> Torch().fit(bank).query(torch.tensor([[3.0, 3.0]]), k=2)
@@ -53,7 +57,10 @@ class Search:
         """
         if k > len(self.bank):
             raise ThesisError(f"k={k} neighbours asked of a bank of {len(self.bank)} rows")
+        check_finite("vectors", vectors)
         squared, indices = self._nearest(vectors.contiguous().float(), k)
+        if indices.numel() and (int(indices.min()) < 0 or not squared.isfinite().all()):
+            raise ThesisError("vectors: their squared distances to the bank are beyond the range of float32")
         squared = squared.clamp_min(0)      # |x|^2 - 2xy + |y|^2 rounds below zero near a bank row
         return (squared if self.distance == "l2_squared" else squared.sqrt()), indices
 

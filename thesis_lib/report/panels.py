@@ -122,7 +122,7 @@ def view_of(detector: Detector, category: Category, preprocess: Preprocess) -> V
                              "test/good and test/defect (any name)")
     method, parameters = type(detector), tuple(detector.parameters().items())
     # A class can be hashed; mypy takes it for one of its objects, which cannot.
-    return _fitted(method, parameters, category, preprocess)        # type: ignore[arg-type]
+    return _fitted(method, parameters, category, preprocess.decided(category.train))        # type: ignore[arg-type]
 
 
 def show(detector: Detector, root: Path, category: Category, preprocess: Preprocess,
@@ -170,7 +170,9 @@ def panel(detector: Detector, root: Path, category: Category, preprocess: Prepro
         try:
             wanted = replace(detector, **{name: option.value for name, option in options.items()})
             given = (shown.root, chosen.value) == (Path(root), category.name)
-            view = view_of(wanted, category if given else scan(shown.root, chosen.value), preprocess)
+            other = scan(shown.root, chosen.value) if not given else category
+            # Another category may come from another camera.
+            view = view_of(wanted, other, preprocess if given else replace(preprocess, levels="auto"))
             scores = view.scores
         except (ThesisError, OSError) as error:     # a level without weights, a picture that is none, ...
             if (line := user_message(error)) is None:

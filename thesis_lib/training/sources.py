@@ -5,13 +5,13 @@ training that goes on after an interruption sees what it would have seen. `ident
 """
 
 import hashlib
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
-from thesis_lib.core.preprocess import SUFFIXES, DataError, read_rgb
+from thesis_lib.core.preprocess import SUFFIXES, DataError, levels_of, pictures_in, read_rgb
 from thesis_lib.core.seeds import mixed
 from thesis_lib.data.pictures import denormalise, normalise
 from thesis_lib.networks.weightfiles import torchvision
@@ -34,9 +34,14 @@ class Folder:
 
     def __init__(self, root: str | Path, side: int, batch: int, seed: int = 0) -> None:
         self.root, self.side, self.batch, self.seed = Path(root).expanduser(), side, batch, seed
-        self.files = sorted(file for file in self.root.rglob("*") if file.suffix.lower() in SUFFIXES)
+        self.files = pictures_in(self.root, below=True)
         if not self.files:
             raise DataError(f"{self.root}: holds no pictures ({', '.join(sorted(SUFFIXES))})")
+
+    @cached_property
+    def levels(self) -> int | str:
+        """Grey levels of those with more than 8 bits, decided by all together."""
+        return levels_of(self.files)
 
     @property
     def identity(self) -> str:
@@ -54,7 +59,7 @@ class Folder:
         with torch.random.fork_rng(devices=[]):         # torchvision draws from the global generator
             torch.manual_seed(mixed(self.seed, number))
             file = self.files[int(torch.randint(len(self.files), ()))]
-            return normalise(crop(read_rgb(file)))
+            return normalise(crop(read_rgb(file, self.levels)))
 
 
 def parse(name: str, side: int, batch: int, seed: int = 0) -> Source:
