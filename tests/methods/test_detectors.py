@@ -321,7 +321,7 @@ def test_a_loaded_detector_prepares_pictures_and_scores_alone(name, pad, tmp_pat
     file = detector.save(tmp_path / "detector.safetensors")
     expected = answers(detector, next(iter(data.Pictures(pad.test, prepared))))
     loaded = METHODS[name].load(file)
-    assert loaded.preprocess_ == detector.preprocess_ == prepared
+    assert loaded.preprocess_ == detector.preprocess_ == prepared.decided(pad.train)
     assert loaded.image_size_ == detector.image_size_ == (64, 64)
     assert same(answers(loaded, next(iter(data.Pictures(pad.test, loaded.preprocess_)))), expected)
 
