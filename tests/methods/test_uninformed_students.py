@@ -142,6 +142,15 @@ def test_a_teacher_comes_nearer_to_its_network(pad, small, tmp_path):
     assert np.mean(losses["knowledge"][-5:]) < 0.5 * np.mean(losses["knowledge"][:5])
 
 
+def test_nominal_pictures_of_a_batch_differ():
+    """Where there are fewer than asked, all of them come in turn."""
+    images = np.arange(5, dtype=np.float32)[:, None, None, None]
+    for number in range(10):
+        assert len(set(teachers.NominalSource(images, 4, 0)[number].flatten().tolist())) == 4
+        turns = teachers.NominalSource(images, 12, 0)[number].flatten().tolist()
+        assert len(set(turns[:5])) == 5 and turns[5:10] == turns[:5] and turns[10:] == turns[:2]
+
+
 def test_compactness_is_the_sum_of_squared_correlations():
     x = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
     correlations = np.corrcoef(x.numpy(), rowvar=False)

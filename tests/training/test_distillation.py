@@ -98,6 +98,39 @@ def test_the_target_is_the_patch_embedding_of_twice_the_picture():
     torch.testing.assert_close(told.std((0, 2, 3), correction=0), torch.ones(384), atol=1e-3, rtol=0)
 
 
+def test_statistics_come_from_other_pictures_as_grey_as_those_of_the_training(tmp_path, monkeypatch):
+    before = torch.get_rng_state()
+    one, two = distillation.unseen("procedural", 32, 60, seed=0, batches=2)
+    assert torch.equal(torch.get_rng_state(), before)
+    plain = data.denormalise(torch.cat([one, two]))
+    assert 4 < ((plain - plain[:, :1]).abs().amax((1, 2, 3)) < 1e-5).sum() < 24, "about 10 % of 120"
+    training = sources.parse("procedural", 32, 60, 0)
+    assert not any(torch.isclose(batch, seen).flatten(1).all(1).any() for batch in (one, two)
+                   for seen in (training[0], training[1]))
+    used = []
+    monkeypatch.setattr(PatchTarget, "standardise", lambda self, batches: used.extend(batches))
+    pdn(Recipe(steps=2, side=64, batch=2, sample=3, precision="float32", seed=7), tmp_path / "w.safetensors", limit=1)
+    assert torch.equal(torch.cat(used), torch.cat(list(distillation.unseen("procedural", 64, 2, seed=7, batches=2))))
+
+
+@pytest.mark.parametrize(("count", "batch"), [(5, 3), (5, 5), (2, 7), (3, 4), (3, 8), (1, 2)])
+def test_no_picture_is_twice_in_a_batch_unless_there_are_too_few(count, batch):
+    for number in range(20):
+        chosen = sources.drawn(count, batch, 0, number).tolist()
+        assert len(chosen) == batch and set(chosen) <= set(range(count))
+        assert sorted(chosen[:count]) == sorted(set(chosen)), "all different, as far as they go"
+        assert chosen == [chosen[place % count] for place in range(batch)], "then the same again"
+    assert len({tuple(sources.drawn(5, 3, seed, number)) for seed in range(3) for number in range(3)}) > 5
+
+
+def test_a_batch_of_a_folder_shows_different_photographs(tmp_path):
+    for value in range(4):
+        Image.new("RGB", (70, 70), (60 * value,) * 3).save(tmp_path / f"{value}.png")
+    source = sources.Folder(tmp_path, 64, 4)
+    for number in range(5):
+        assert len({round(picture.mean().item(), 3) for picture in source[number]}) == 4
+
+
 def test_first_weights_keep_the_size_of_the_signal():
     """What reaches the last layer; torch's own weights leave little of it."""
     torch.manual_seed(0)

@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from thesis_lib.core import files, identity, paths
+from thesis_lib.core.seeds import seed_of
 from thesis_lib.networks import backbones
 from thesis_lib.networks.patchnets import PatchNetwork
 from thesis_lib.training import distillation
-from thesis_lib.training.sources import Source
+from thesis_lib.training.sources import Source, drawn
 
 ENLARGED = 64           # pixels of a patch as the large network sees it
 PATCHES = 16            # cut out of each picture
@@ -53,7 +54,7 @@ def teach(lesson: Lesson, backbone: backbones.Backbone, source: Source, every_s:
     subject: Mapping[str, Any] = asdict(lesson) | {"backbone": backbone.name, "level": level,
                                                    "weights": backbone.weights, "pictures": source.identity}
     with torch.random.fork_rng(devices=[]):     # PyTorch initialises from the global generator
-        torch.manual_seed(lesson.seed)
+        torch.manual_seed(seed_of("weights", lesson.seed))
         teacher = PatchNetwork(lesson.p, lesson.channels)
         decoder = nn.Linear(lesson.channels, backbone.channels[level])
     networks = nn.ModuleDict({"teacher": teacher, "decoder": decoder})
@@ -94,8 +95,7 @@ class NominalSource:
         self.identity = f"nominal {files.digest(images)[:16]}"
 
     def __getitem__(self, number: int) -> torch.Tensor:
-        chosen = np.random.default_rng([self.seed, number]).choice(len(self.images), self.batch)
-        return torch.from_numpy(self.images[chosen])
+        return torch.from_numpy(self.images[drawn(len(self.images), self.batch, self.seed, number)])
 
 
 def cut(images: torch.Tensor, p: int) -> torch.Tensor:
