@@ -79,6 +79,10 @@ class UninformedStudents(Trained):
         above(self, 0, "teacher_rate", "rate")
         at_least(self, 0, "compactness", "metric", "decay")
         share(self, "held_out")
+        if self.metric and self.teacher_batch <= teachers.PATCHES:
+            raise ThesisError(f"metric={self.metric}, teacher_batch={self.teacher_batch}: metric learning compares "
+                              f"patches of two pictures, {teachers.PATCHES} of the first; needs a teacher_batch of at "
+                              f"least {teachers.PATCHES + 1}, or metric=0")
 
     def parameters(self, identity_only: bool = False) -> dict[str, Any]:
         given = super().parameters(identity_only)
@@ -214,8 +218,12 @@ class UninformedStudents(Trained):
         return Prediction(heat.flatten(1).amax(1), heat)
 
     def _pictures(self, side: int, batch: int, seed: int) -> sources.Source:
-        """Pictures of the distillation that are not those of fit."""
-        return sources.parse(self.source, side, batch, seed)
+        """Pictures of the distillation that are not those of fit; ThesisError where metric learning finds only one."""
+        source = sources.parse(self.source, side, batch, seed)
+        if self.metric and isinstance(source, sources.Folder) and len(source.files) < 2:
+            raise ThesisError(f"metric={self.metric}, source={self.source}: metric learning compares patches of two "
+                              "pictures, and this folder holds one; needs at least 2, or metric=0")
+        return source
 
     def _teacher(self, p: int, images: np.ndarray) -> PatchNetwork:
         """Of p x p pixels, distilled from the network unless that has been done before."""

@@ -71,7 +71,7 @@ def teach(lesson: Lesson, backbone: backbones.Backbone, source: Source, every_s:
         if lesson.metric:
             factor = 1 + BRIGHTNESS * (2 * torch.rand(len(patches), 1, 1, 1).to(torch_device) - 1)
             near = teacher(factor * patches + NOISE * torch.randn_like(patches), STRIDE)[..., 0, 0]
-            parts["metric"] = lesson.metric * triplet(said, near.float(), said.roll(PATCHES, 0))    # another picture's
+            parts["metric"] = lesson.metric * triplet(said, near.float(), said[strangers(len(said))])
         return parts
 
     key = files.digest(repr(sorted(subject.items())))[:16]
@@ -108,6 +108,20 @@ def cut(images: torch.Tensor, p: int) -> torch.Tensor:
         for i, j in zip(rows[number], columns[number], strict=True):
             patches.append(image[:, i:i + p, j:j + p])
     return torch.stack(patches)
+
+
+def strangers(count: int) -> torch.Tensor:
+    """For each of `count` patches of two pictures or more, in the order of `cut`: the number of one of another picture.
+
+    It is one of the picture before its own, for the first picture of the second; where that is cut short, its patches
+    serve several times.
+
+    >>> strangers(18).tolist()              # 16 patches of picture 0, two of picture 1
+    [16, 17, 16, 17, 16, 17, 16, 17, 16, 17, 16, 17, 16, 17, 16, 17, 0, 1]
+    """
+    numbers = torch.arange(count)
+    first = PATCHES * (numbers // PATCHES - 1).abs()        # number of the first patch of the other picture
+    return first + numbers % PATCHES % (count - first).clamp(max=PATCHES)
 
 
 def compactness(descriptors: torch.Tensor) -> torch.Tensor:
