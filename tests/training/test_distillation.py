@@ -88,7 +88,7 @@ def test_the_target_is_the_patch_embedding_of_twice_the_picture():
     backbone = backbones.load("resnet18", (2, 3), "random")
     images = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     doubled = torch.nn.functional.interpolate(images, scale_factor=2, mode="bilinear")
-    plain = Original(384)(backbone(doubled)).vectors
+    plain = Original(384, 1024)(backbone(doubled)).vectors
     target = PatchTarget(backbone)
     assert target(images).shape == (3, 384, 16, 16)
     torch.testing.assert_close(target(images).flatten(2).mT, plain)
@@ -96,6 +96,39 @@ def test_the_target_is_the_patch_embedding_of_twice_the_picture():
     told = target(images)
     torch.testing.assert_close(told.mean((0, 2, 3)), torch.zeros(384), atol=1e-4, rtol=0)
     torch.testing.assert_close(told.std((0, 2, 3), correction=0), torch.ones(384), atol=1e-3, rtol=0)
+
+
+class Drawn(torch.nn.Module):
+    """Levels drawn by the number that a picture is filled with, instead of a network."""
+
+    def forward(self, images):
+        rng = np.random.RandomState(1000 + round(images[0, 0, 0, 0].item()))
+        return {2: torch.from_numpy(rng.random_sample((1, 512, 64, 64))).float(),
+                3: torch.from_numpy(rng.random_sample((1, 1024, 32, 32))).float()}
+
+
+def test_the_target_gives_the_numbers_of_the_reference():
+    """nelson1425/EfficientAD@fcab514: pictures 0 to 3 set mean and deviation, picture 4 is told."""
+    target, pictures = PatchTarget(Drawn()), [torch.full((1, 3, 8, 8), float(number)) for number in range(5)]
+    rows, columns = zip((0, 0), (0, 31), (1, 1), (20, 45), (31, 32), (63, 63), strict=True)
+
+    def told():
+        return target(pictures[4])[0][:, rows, columns][[0, 100, 191, 192, 300, 383]].T
+    np.testing.assert_allclose(told(), [
+        [0.284194818, 0.22973199, 0.25777623, 0.258405785, 0.213148714, 0.250397193],
+        [0.431189007, 0.349596896, 0.316770571, 0.320788322, 0.365775065, 0.316373076],
+        [0.568179913, 0.526697971, 0.571297251, 0.315375181, 0.264217305, 0.311626976],
+        [0.447741973, 0.478419107, 0.506961638, 0.549887378, 0.526841328, 0.496960219],
+        [0.562589655, 0.437458237, 0.489889676, 0.509834803, 0.459836394, 0.529641006],
+        [0.237547358, 0.268180547, 0.219373505, 0.262068586, 0.223418565, 0.198878198]], atol=1e-6)
+    target.standardise(pictures[:4])
+    np.testing.assert_allclose(target.mean[:5, 0, 0], [0.492217229, 0.491522431, 0.490558137, 0.489581697, 0.49084334],
+                               rtol=1e-6)
+    np.testing.assert_allclose(target.std[:5, 0, 0], [0.068424903, 0.06688285, 0.068803036, 0.068531255, 0.066610094],
+                               rtol=1e-6)
+    np.testing.assert_allclose(told()[[0, 3]], [
+        [-3.040156487, -3.880011644, -3.394497294, -3.759396118, -4.52333972, -3.791567042],
+        [-0.649986396, -0.176460421, 0.236374108, 1.210739301, 0.799966882, 0.319029753]], atol=1e-5)
 
 
 def test_statistics_come_from_other_pictures_as_grey_as_those_of_the_training(tmp_path, monkeypatch):

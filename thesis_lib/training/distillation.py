@@ -28,6 +28,7 @@ from thesis_lib.training.descent import Course, Losses, TrainingError, checkpoin
 from thesis_lib.training.sources import Source
 
 GREY = 0.1              # of the pictures lose their colours, for teacher and student alike
+LEVEL = 1024            # numbers that each level of the target is pooled to, before all of them are to those of the PDN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,7 @@ class Recipe:
 class PatchTarget(nn.Module):
     """PatchCore's embedding of a frozen backbone: images (B, 3, S, S) -> (B, D, S/4, S/4), levels 2 and deeper.
 
+    Each level is pooled to LEVEL numbers, and all of them side by side to D, as in nelson1425/EfficientAD.
     `standardise` sets mean and deviation of every channel; the target is told in these.
     """
 
@@ -72,7 +74,7 @@ class PatchTarget(nn.Module):
 
     def __init__(self, backbone: backbones.Backbone, dim: int = CHANNELS) -> None:
         super().__init__()
-        self.backbone, self.embed = backbone, embedding.Original(dim)
+        self.backbone, self.embed = backbone, embedding.Original(dim, LEVEL)
         self.register_buffer("mean", torch.zeros(dim, 1, 1))
         self.register_buffer("std", torch.ones(dim, 1, 1))
 
