@@ -10,7 +10,6 @@ import torch.nn.functional as F
 
 from thesis_lib.core.errors import ThesisError
 from thesis_lib.core.preprocess import IMAGENET_MEAN, IMAGENET_STD
-from thesis_lib.core.seeds import mixed
 from thesis_lib.training.formulas import FAMILIES, NUMBERS
 from thesis_lib.training.procedural import SCENE, Camera, masks, photograph, render
 
@@ -36,6 +35,14 @@ class Batch:
 # overlook between them, fine dust or a faint stain, it can no longer find.
 VIEW = Camera(blur=(-0.6, 0.4), slope=0.15, contrast=(-0.2, 0.2), brightness=(-0.2, 0.2), tint=0.04,
               noise=(-0.02, 0.03))
+
+
+def mixed(seed: int, number: int) -> int:
+    """Seed of a batch and of the places found again in it: of one stream, as the bundled weights were made.
+
+    `core.seeds` gives every purpose its own; with that, this package would no longer make the same file.
+    """
+    return (seed * 0x9E3779B1 + number) % 2**32
 
 
 class Stream:

@@ -16,10 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pretraining.stream import Batch, Stream
+from pretraining.stream import Batch, Stream, mixed
 from thesis_lib.core import identity
 from thesis_lib.core.parameters import parameter
-from thesis_lib.core.seeds import mixed
 from thesis_lib.networks import weightfiles
 from thesis_lib.networks.torch_setup import channels_last
 from thesis_lib.networks.weightfiles import torchvision

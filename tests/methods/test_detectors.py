@@ -58,8 +58,8 @@ OTHER = {"patchcore": {
     "seed": (1, {}), "backbone": ("resnet34", {}), "layers": ((2,), {}), "weights": (None, {}), "engine": ("eager", {}),
     **TRAINING, "patch_sizes": ((17,), {}), "channels": (8, {}), "stride": (8, {}), "source": ("procedural", {}),
     "teacher_steps": (3, {}), "teacher_batch": (32, {}), "teacher_rate": (1e-2, {}), "teacher_seed": (1, {}),
-    "compactness": (0.0, {}), "metric": (1.0, {}), "students": (3, {}), "epochs": (3, {}), "rate": (1e-2, {}),
-    "decay": (10.0, {}), "held_out": (0.4, {})},
+    "compactness": (0.0, {}), "metric": (1.0, {"teacher_batch": 32}), "students": (3, {}), "epochs": (3, {}),
+    "rate": (1e-2, {}), "decay": (10.0, {}), "held_out": (0.4, {})},
     "efficientad": {
     "seed": (1, {}), "backbone": ("pdn_medium", {}), "weights": (None, {}), **ENGINE, **TRAINING,
     "steps": (3, {}), "penalty": ("procedural", {}), "held_out": (0.4, {}), "hard": (0.9, {}), "low": (0.5, {}),

@@ -106,6 +106,13 @@ def test_held_out_pictures_do_not_train(monkeypatch):
     assert not torch.equal(one.constants_["quantiles"], two.constants_["quantiles"])
 
 
+def test_a_random_teacher_and_its_student_do_not_begin_alike():
+    """Both are PDNs, and the seed of either is 0."""
+    detector = EfficientAD(**TINY | {"steps": 1}, rate=0.0).fit([images()])
+    teacher, student = detector.backbone_.levels["1"].conv1.weight, detector.networks_["student"].conv1.weight
+    assert teacher.shape == student.shape and not torch.isclose(teacher, student).float().mean() > 0.01
+
+
 def test_score_is_the_maximum_and_the_map_has_its_rim():
     detector = EfficientAD(**TINY).fit([images()])
     outputs = detector.stages["extraction"](images(2, 1))

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from thesis_lib.core import paths
+from thesis_lib.core.errors import ThesisError
 from thesis_lib.data import Pictures
 from thesis_lib.methods import UninformedStudents
 from thesis_lib.methods.uninformed_students import describe, error_and_variance
@@ -135,11 +137,56 @@ def test_a_teacher_comes_nearer_to_its_network(pad, small, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(teachers.distillation, "descend",
                       lambda *given, **options: losses.update(genuine(*given, **options).losses))
-        lesson = teachers.Lesson(p=17, channels=8, steps=40, batch=16, rate=1e-2, decay=0.0, compactness=0.1,
+        lesson = teachers.Lesson(p=17, channels=8, steps=40, batch=32, rate=1e-2, decay=0.0, compactness=0.1,
                                  metric=0.1, precision="float32", seed=0)
-        teachers.teach(lesson, backbone, teachers.NominalSource(images, 1, 0), 60, "cpu")
+        teachers.teach(lesson, backbone, teachers.NominalSource(images, 2, 0), 60, "cpu")
     assert losses.keys() == {"knowledge", "compactness", "metric"}
     assert np.mean(losses["knowledge"][-5:]) < 0.5 * np.mean(losses["knowledge"][:5])
+
+
+@pytest.mark.parametrize("batch", [17, 24, 32, 40, 64])
+@pytest.mark.parametrize("count", [2, 3, 9])
+def test_a_negative_of_the_metric_learning_is_of_another_picture(monkeypatch, batch, count):
+    """Pictures of one colour each: patches of one picture have one descriptor, those of two pictures have not."""
+    images = np.ones((count, 3, 24, 24), np.float32) * np.linspace(-3, 3, count, dtype=np.float32)[:, None, None, None]
+    compared, genuine = [], teachers.triplet
+    monkeypatch.setattr(teachers, "triplet", lambda patch, near, far: compared.append(
+        (patch - far).detach().abs().amax(1)) or genuine(patch, near, far))
+    lesson = teachers.Lesson(p=17, channels=8, steps=4, batch=batch, rate=1e-4, decay=0.0, compactness=0.0, metric=1.0,
+                             precision="float32", seed=0)
+    source = teachers.NominalSource(images, -(-batch // teachers.PATCHES), 0)
+    teachers.teach(lesson, backbones.load("resnet18", (1,), "random"), source, 60, "cpu")
+    assert len(compared) == 4
+    assert all(len(apart) == batch and apart.min() > 1e-4 for apart in compared)
+
+
+def test_strangers_are_of_a_picture_beside():
+    for count in range(17, 200):
+        own, other = torch.arange(count) // teachers.PATCHES, teachers.strangers(count) // teachers.PATCHES
+        assert teachers.strangers(count).max() < count and (own - other).abs().eq(1).all(), count
+
+
+def test_nominal_pictures_of_a_batch_differ():
+    """Where there are fewer than asked, all of them come in turn."""
+    images = np.arange(5, dtype=np.float32)[:, None, None, None]
+    for number in range(10):
+        assert len(set(teachers.NominalSource(images, 4, 0)[number].flatten().tolist())) == 4
+        turns = teachers.NominalSource(images, 12, 0)[number].flatten().tolist()
+        assert len(set(turns[:5])) == 5 and turns[5:10] == turns[:5] and turns[10:] == turns[:2]
+
+
+def test_metric_learning_without_a_second_picture_is_refused_before_the_work(pad, small, tmp_path):
+    message = r"metric=1.0, teacher_batch=16: .* needs a teacher_batch of at least 17"
+    with pytest.raises(ThesisError, match=message):
+        UninformedStudents(**TINY, metric=1.0)
+    (folder := tmp_path / "photographs").mkdir()
+    Image.new("RGB", (80, 80), (9, 8, 7)).save(folder / "1.png")
+    detector = UninformedStudents(**TINY | {"source": str(folder), "metric": 1.0, "teacher_batch": 17})
+    for work in (lambda: detector.parameters(identity_only=True), lambda: detector.fit(Pictures(pad.train, small))):
+        with pytest.raises(ThesisError, match=r"metric=1.0, source=.*: .* this folder holds one; needs at least 2"):
+            work()
+    Image.new("RGB", (80, 80)).save(folder / "2.png")
+    assert detector.parameters(identity_only=True)["metric"] == 1.0
 
 
 def test_compactness_is_the_sum_of_squared_correlations():

@@ -69,8 +69,8 @@ def joined(pooled, join):
     return np.array(pictures).transpose(0, 2, 1), grid
 
 
-def original(features, dim):
-    """3x3 neighbourhoods flattened channel by channel, resized, pooled to dim, stacked, pooled again."""
+def original(features, dim, per_level=None):
+    """3x3 neighbourhoods flattened channel by channel, resized, pooled to per_level, stacked, pooled again to dim."""
     grid = features[1].shape[-2:]
     levels = []
     for x in features.values():
@@ -80,7 +80,7 @@ def original(features, dim):
                            for c in range(x.shape[1])])                         # (C, 9, B, h, w)
         flat = around.reshape(-1, *around.shape[2:]).transpose(1, 0, 2, 3)      # (B, C*9, h, w)
         flat = np.array([[bilinear(one, grid) for one in picture] for picture in flat])
-        levels.append([[adaptive_1d(vector, dim) for vector in picture.reshape(len(picture), -1).T]
+        levels.append([[adaptive_1d(vector, per_level or dim) for vector in picture.reshape(len(picture), -1).T]
                        for picture in flat])
     return np.array([[adaptive_1d(np.concatenate(vectors), dim) for vectors in zip(*pictures, strict=True)]
                      for pictures in zip(*levels, strict=True)])
@@ -97,6 +97,26 @@ def test_original_equals_a_loop(dim, shapes):
     features = maps(*shapes)
     patches = embedding.parse(f"original_d{dim}")(features)
     close(patches, original(features, dim), shapes[0][1:])
+
+
+@pytest.mark.parametrize("shapes", [[(3, 4, 6)], [(2, 6, 4), (3, 3, 2)]])
+def test_levels_may_be_pooled_to_another_width_first(shapes):
+    features = maps(*shapes)
+    close(embedding.Original(7, 12)(features), original(features, 7, 12), shapes[0][1:])
+
+
+@pytest.mark.parametrize(("embed", "at"), [
+    (embedding.Original(384, 1024), [-0.02943894, -0.107854012, -0.045451663, -0.035776536, -0.074270572, 0.015064731,
+                                     -0.050412427, 0.26445676, -0.006813372]),
+    (embedding.parse("original_d384"), [-0.02943894, -0.151988098, -0.037529611, -0.051800835, -0.176451633,
+                                        0.019665341, -0.121873084, 0.285599092, -0.013338494])])
+def test_original_gives_the_numbers_of_the_published_code(embed, at):
+    """amazon-science/patchcore-inspection@fcaa92f on drawn maps, levels pooled to 1024 and to 384, then to 384."""
+    rng = np.random.RandomState(201)
+    levels = {2: rng.standard_normal((6, 128, 8, 8)), 3: rng.standard_normal((6, 256, 4, 4))}
+    vectors = embed({level: torch.from_numpy(x).float() for level, x in levels.items()}).vectors.flatten()
+    places = [k * (len(vectors) - 1) // 8 for k in range(9)]
+    np.testing.assert_allclose(vectors[places], at, atol=1e-6)
 
 
 def test_original_with_nine_values_per_window_is_one_channel():

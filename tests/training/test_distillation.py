@@ -88,7 +88,7 @@ def test_the_target_is_the_patch_embedding_of_twice_the_picture():
     backbone = backbones.load("resnet18", (2, 3), "random")
     images = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     doubled = torch.nn.functional.interpolate(images, scale_factor=2, mode="bilinear")
-    plain = Original(384)(backbone(doubled)).vectors
+    plain = Original(384, 1024)(backbone(doubled)).vectors
     target = PatchTarget(backbone)
     assert target(images).shape == (3, 384, 16, 16)
     torch.testing.assert_close(target(images).flatten(2).mT, plain)
@@ -96,6 +96,72 @@ def test_the_target_is_the_patch_embedding_of_twice_the_picture():
     told = target(images)
     torch.testing.assert_close(told.mean((0, 2, 3)), torch.zeros(384), atol=1e-4, rtol=0)
     torch.testing.assert_close(told.std((0, 2, 3), correction=0), torch.ones(384), atol=1e-3, rtol=0)
+
+
+class Drawn(torch.nn.Module):
+    """Levels drawn by the number that a picture is filled with, instead of a network."""
+
+    def forward(self, images):
+        rng = np.random.RandomState(1000 + round(images[0, 0, 0, 0].item()))
+        return {2: torch.from_numpy(rng.random_sample((1, 512, 64, 64))).float(),
+                3: torch.from_numpy(rng.random_sample((1, 1024, 32, 32))).float()}
+
+
+def test_the_target_gives_the_numbers_of_the_reference():
+    """nelson1425/EfficientAD@fcab514: pictures 0 to 3 set mean and deviation, picture 4 is told."""
+    target, pictures = PatchTarget(Drawn()), [torch.full((1, 3, 8, 8), float(number)) for number in range(5)]
+    rows, columns = zip((0, 0), (0, 31), (1, 1), (20, 45), (31, 32), (63, 63), strict=True)
+
+    def told():
+        return target(pictures[4])[0][:, rows, columns][[0, 100, 191, 192, 300, 383]].T
+    np.testing.assert_allclose(told(), [
+        [0.284194818, 0.22973199, 0.25777623, 0.258405785, 0.213148714, 0.250397193],
+        [0.431189007, 0.349596896, 0.316770571, 0.320788322, 0.365775065, 0.316373076],
+        [0.568179913, 0.526697971, 0.571297251, 0.315375181, 0.264217305, 0.311626976],
+        [0.447741973, 0.478419107, 0.506961638, 0.549887378, 0.526841328, 0.496960219],
+        [0.562589655, 0.437458237, 0.489889676, 0.509834803, 0.459836394, 0.529641006],
+        [0.237547358, 0.268180547, 0.219373505, 0.262068586, 0.223418565, 0.198878198]], atol=1e-6)
+    target.standardise(pictures[:4])
+    np.testing.assert_allclose(target.mean[:5, 0, 0], [0.492217229, 0.491522431, 0.490558137, 0.489581697, 0.49084334],
+                               rtol=1e-6)
+    np.testing.assert_allclose(target.std[:5, 0, 0], [0.068424903, 0.06688285, 0.068803036, 0.068531255, 0.066610094],
+                               rtol=1e-6)
+    np.testing.assert_allclose(told()[[0, 3]], [
+        [-3.040156487, -3.880011644, -3.394497294, -3.759396118, -4.52333972, -3.791567042],
+        [-0.649986396, -0.176460421, 0.236374108, 1.210739301, 0.799966882, 0.319029753]], atol=1e-5)
+
+
+def test_statistics_come_from_other_pictures_as_grey_as_those_of_the_training(tmp_path, monkeypatch):
+    before = torch.get_rng_state()
+    one, two = distillation.unseen("procedural", 32, 60, seed=0, batches=2)
+    assert torch.equal(torch.get_rng_state(), before)
+    plain = data.denormalise(torch.cat([one, two]))
+    assert 4 < ((plain - plain[:, :1]).abs().amax((1, 2, 3)) < 1e-5).sum() < 24, "about 10 % of 120"
+    training = sources.parse("procedural", 32, 60, 0)
+    assert not any(torch.isclose(batch, seen).flatten(1).all(1).any() for batch in (one, two)
+                   for seen in (training[0], training[1]))
+    used = []
+    monkeypatch.setattr(PatchTarget, "standardise", lambda self, batches: used.extend(batches))
+    pdn(Recipe(steps=2, side=64, batch=2, sample=3, precision="float32", seed=7), tmp_path / "w.safetensors", limit=1)
+    assert torch.equal(torch.cat(used), torch.cat(list(distillation.unseen("procedural", 64, 2, seed=7, batches=2))))
+
+
+@pytest.mark.parametrize(("count", "batch"), [(5, 3), (5, 5), (2, 7), (3, 4), (3, 8), (1, 2)])
+def test_no_picture_is_twice_in_a_batch_unless_there_are_too_few(count, batch):
+    for number in range(20):
+        chosen = sources.drawn(count, batch, 0, number).tolist()
+        assert len(chosen) == batch and set(chosen) <= set(range(count))
+        assert sorted(chosen[:count]) == sorted(set(chosen)), "all different, as far as they go"
+        assert chosen == [chosen[place % count] for place in range(batch)], "then the same again"
+    assert len({tuple(sources.drawn(5, 3, seed, number)) for seed in range(3) for number in range(3)}) > 5
+
+
+def test_a_batch_of_a_folder_shows_different_photographs(tmp_path):
+    for value in range(4):
+        Image.new("RGB", (70, 70), (60 * value,) * 3).save(tmp_path / f"{value}.png")
+    source = sources.Folder(tmp_path, 64, 4)
+    for number in range(5):
+        assert len({round(picture.mean().item(), 3) for picture in source[number]}) == 4
 
 
 def test_first_weights_keep_the_size_of_the_signal():

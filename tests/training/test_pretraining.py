@@ -1,6 +1,7 @@
 """The pictures made by formula, and a shortened run of the training on them."""
 
 import dataclasses
+import hashlib
 import inspect
 import json
 
@@ -161,6 +162,27 @@ def test_training_learns(tmp_path):
     """Two dozen classes, two hundred small batches: unseen pictures are named clearly better than by chance, 1/24."""
     card = train(Recipe(steps=200, classes=24, side=32, batch=16), tmp_path / "w.safetensors")
     assert sum(card["accuracy"].values()) / 3 > 1.8 / 24, card      # 0.109 was measured
+
+
+@pytest.mark.parametrize(("index", "labels"), [
+    (0, [37, 491, 396, 584, 511, 649, 203, 389]), (1, [168, 15, 749, 72, 278, 555, 210, 331]),
+    (7499, [202, 156, 552, 118, 684, 284, 590, 692]), (training.UNSEEN, [428, 273, 351, 518, 538, 164, 274, 338])])
+def test_the_bundled_network_saw_these_pictures(index, labels):
+    """With other streams the command in its card would make another file: recorded when all streams were `mixed`."""
+    recipe = Recipe()
+    pictures = Stream(recipe.classes, recipe.side, recipe.batch, recipe.seed)
+    assert hashlib.sha256(pictures.numbers.numpy().tobytes()).hexdigest()[:16] == "613f2c33bba35c52"
+    assert pictures[index].first[:8].tolist() == labels
+
+
+def test_first_steps_are_those_that_they_always_were(tmp_path):
+    """First weights, pictures and places found again: each moves these losses. Recorded as the labels above."""
+    train(dataclasses.replace(TINY, precision="float32"), tmp_path / "w.safetensors", limit=3)
+    found = torch.load(tmp_path / "w.checkpoint", weights_only=True)["course"]["losses"]
+    expected = {"naming 2": [3.29641, 3.17336, 3.07211], "naming 3": [3.13396, 3.20977, 3.25960],
+                "naming 4": [3.63749, 3.29320, 4.21552], "finding 1": [0.81495, 0.87766, 0.69000],
+                "finding 2": [0.59795, 0.56891, 0.38279], "finding 3": [0.16489, 0.27138, 0.00530]}
+    assert {name: pytest.approx(values, rel=1e-3, abs=1e-4) for name, values in expected.items()} == found
 
 
 def test_an_interrupted_training_ends_with_the_same_weights(tmp_path):

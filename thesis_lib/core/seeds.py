@@ -1,11 +1,25 @@
-"""Seeds of random streams that must not depend on what was drawn before."""
+"""Seeds of random streams: every purpose has streams of its own, which depend on no draw before.
+
+What is not trained draws all that it needs from one generator with the plain seed: coreset, channels of PaDiM,
+bootstrap, random weights. Published rows hold what these gave. A training never draws from a plain seed.
+"""
+
+import hashlib
+from typing import Literal
+
+# The last three are seeds that other streams are made from: of pictures that set a target's statistics, of the pictures
+# of a penalty, and of all that a teacher needs.
+Purpose = Literal["weights", "split", "shuffle", "step", "picture", "crop", "statistics", "penalty", "teacher"]
 
 
-def mixed(seed: int, number: int) -> int:
-    """Seed of the random numbers of one step or picture. torch's generator on the CPU reads the low 32 bits alone, so
-    both have to be in these; numbers below 2^32 never meet under one seed.
+def seed_of(purpose: Purpose, seed: int, number: int = 0) -> int:
+    """Seed of what one purpose draws at a step, epoch or batch of this number.
 
-    >>> mixed(0, 7), mixed(1, 7) == mixed(0, 7)
-    (7, False)
+    torch's generator on the CPU reads the low 32 bits alone: within a purpose and seed no two numbers below 2^32 meet,
+    and a test holds the purposes against each other.
+
+    >>> seed_of("step", 0, 7) == seed_of("picture", 0, 7), seed_of("step", 0, 7) == seed_of("step", 1, 7)
+    (False, False)
     """
-    return (seed * 0x9E3779B1 + number) % 2**32
+    start = hashlib.sha256(f"{purpose} {seed}".encode()).digest()[:4]
+    return (int.from_bytes(start) + number) % 2**32

@@ -21,7 +21,7 @@ from torch import nn
 from thesis_lib.core import memory
 from thesis_lib.core.errors import ThesisError
 from thesis_lib.core.parameters import at_least, one_of, parameter, share
-from thesis_lib.core.seeds import mixed
+from thesis_lib.core.seeds import seed_of
 from thesis_lib.data.pictures import denormalise, evenly, normalise
 from thesis_lib.methods.base import Prediction, Stages, State
 from thesis_lib.methods.trained import Optimizers, Schedules, Trained, held_out, standard
@@ -172,20 +172,20 @@ class EfficientAD(Trained):
 
     def split(self, count: int) -> tuple[list[int], list[int]]:
         """Numbers of the pictures that are trained on, and of those that are held out."""
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(self.seed))
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed_of("split", self.seed)))
         return held_out(order.tolist(), self.held_out)
 
     def prepare(self, collected: TaughtPictures) -> State:
         """mu and sigma: mean and standard deviation of the teacher's channels over the training pictures, (C, 1, 1)."""
         if self.penalty != "none":
-            self._penalty = sources.parse(self.penalty, self.side_, 1, self.seed)
+            self._penalty = sources.parse(self.penalty, self.side_, 1, seed_of("penalty", self.seed))
         return standard(collected.described, self.split(len(collected.images))[0])
 
     def losses(self, networks: nn.ModuleDict, constants: State, collected: TaughtPictures, step: int) -> State:
         # 1. One picture I a step; every epoch visits all of them, in an order of its own.
         trained, _ = self.split(len(collected.images))
         epoch, number = divmod(step, len(trained))
-        shuffle = torch.Generator().manual_seed(mixed(self.seed, epoch))
+        shuffle = torch.Generator().manual_seed(seed_of("shuffle", self.seed, epoch))
         order = torch.randperm(len(trained), generator=shuffle)
         image, described = self._taken(collected, [trained[order[number]]])
         # 2. One batch for the student: I, the picture P of the penalty, and I changed in its colours.

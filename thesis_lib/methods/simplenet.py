@@ -17,6 +17,7 @@ from torch import nn
 
 from thesis_lib.core import memory
 from thesis_lib.core.parameters import above, at_least, parameter
+from thesis_lib.core.seeds import seed_of
 from thesis_lib.methods.base import PatchDetector, Prediction, Stages, State
 from thesis_lib.methods.trained import Optimizers, Schedules, Trained
 from thesis_lib.networks.maps import Extracted, Stored
@@ -104,7 +105,7 @@ class SimpleNet(Trained, PatchDetector):
 def pictures_of(step: int, count: int, batch: int, seed: int) -> np.ndarray:
     """Indices of the pictures of a step: every pass visits each of `count` once, in an order of its own."""
     steps = -(-count // batch)
-    order = np.random.default_rng([seed, step // steps]).permutation(count)
+    order = np.random.default_rng(seed_of("shuffle", seed, step // steps)).permutation(count)
     return order[step % steps * batch:][:batch]
 
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from thesis_lib.core import files, identity, memory, paths
 from thesis_lib.core.parameters import at_least, one_of, parameter
+from thesis_lib.core.seeds import seed_of
 from thesis_lib.methods.base import Detector, State
 from thesis_lib.networks import backbones
 from thesis_lib.networks.torch_setup import check_torch_device, has_bfloat16
@@ -103,7 +104,7 @@ class Trained(Detector):
         if not self.resume:
             checkpoint.unlink(missing_ok=True)
         with torch.random.fork_rng(devices=[]):     # PyTorch initialises from the global generator
-            torch.manual_seed(self.seed)
+            torch.manual_seed(seed_of("weights", self.seed))
             networks = self.architecture().to(self.torch_device).train()
         with torch.no_grad():
             constants = {name: value.to(self.torch_device) for name, value in self.prepare(collected).items()}

@@ -21,6 +21,7 @@ from torch import nn
 from thesis_lib.core import memory
 from thesis_lib.core.errors import ThesisError
 from thesis_lib.core.parameters import above, at_least, parameter, share
+from thesis_lib.core.seeds import seed_of
 from thesis_lib.methods.base import Prediction, Stages, State
 from thesis_lib.methods.trained import PRECISION_HELP, Optimizers, Schedules, Trained, held_out, standard
 from thesis_lib.networks import backbones, patchnets
@@ -78,11 +79,15 @@ class UninformedStudents(Trained):
         above(self, 0, "teacher_rate", "rate")
         at_least(self, 0, "compactness", "metric", "decay")
         share(self, "held_out")
+        if self.metric and self.teacher_batch <= teachers.PATCHES:
+            raise ThesisError(f"metric={self.metric}, teacher_batch={self.teacher_batch}: metric learning compares "
+                              f"patches of two pictures, {teachers.PATCHES} of the first; needs a teacher_batch of at "
+                              f"least {teachers.PATCHES + 1}, or metric=0")
 
     def parameters(self, identity_only: bool = False) -> dict[str, Any]:
         given = super().parameters(identity_only)
         if identity_only and self.source != "nominal":      # a folder counts for its pictures, not for where it lies
-            given["source"] = sources.parse(self.source, 32, 1).identity
+            given["source"] = self._pictures(32, 1, 0).identity
         return given
 
     @property
@@ -143,7 +148,8 @@ class UninformedStudents(Trained):
 
     def split(self, count: int) -> tuple[list[int], list[int]]:
         """Numbers of the pictures that are trained on, and of those that are held out."""
-        return held_out(np.random.default_rng(self.seed).permutation(count).tolist(), self.held_out)
+        order = np.random.default_rng(seed_of("split", self.seed)).permutation(count)
+        return held_out(order.tolist(), self.held_out)
 
     def prepare(self, collected: TaughtPatches) -> State:
         """Mean and deviation of every number of the teachers over the pictures trained on, (L * d, 1, 1) each."""
@@ -153,7 +159,8 @@ class UninformedStudents(Trained):
         # 1. One picture a step; every epoch visits all of them, in an order of its own.
         trained, _ = self.split(len(collected.images))
         epoch, number = divmod(step, len(trained))
-        index = trained[np.random.default_rng([self.seed, epoch]).permutation(len(trained))[number]]
+        order = np.random.default_rng(seed_of("shuffle", self.seed, epoch)).permutation(len(trained))
+        index = trained[order[number]]
         image, described = self._taken(collected, index)
         # 2. For each p: every student comes near to the normalised descriptor of its teacher, each for itself.
         targets = ((described - constants["mean"]) / constants["std"]).split(self.channels, dim=1)
@@ -210,15 +217,23 @@ class UninformedStudents(Trained):
         heat = sum(normalised[1:], normalised[0]) / len(maps)
         return Prediction(heat.flatten(1).amax(1), heat)
 
+    def _pictures(self, side: int, batch: int, seed: int) -> sources.Source:
+        """Pictures of the distillation that are not those of fit; ThesisError where metric learning finds only one."""
+        source = sources.parse(self.source, side, batch, seed)
+        if self.metric and isinstance(source, sources.Folder) and len(source.files) < 2:
+            raise ThesisError(f"metric={self.metric}, source={self.source}: metric learning compares patches of two "
+                              "pictures, and this folder holds one; needs at least 2, or metric=0")
+        return source
+
     def _teacher(self, p: int, images: np.ndarray) -> PatchNetwork:
         """Of p x p pixels, distilled from the network unless that has been done before."""
         count = -(-self.teacher_batch // teachers.PATCHES)      # pictures that so many patches are cut out of
-        source = (teachers.NominalSource(images, count, self.teacher_seed) if self.source == "nominal"
-                  else sources.parse(self.source, 4 * p, count, self.teacher_seed))
+        seed = seed_of("teacher", self.teacher_seed, p)
+        source = (teachers.NominalSource(images, count, seed) if self.source == "nominal"
+                  else self._pictures(4 * p, count, seed))
         lesson = teachers.Lesson(
             p=p, channels=self.channels, steps=self.teacher_steps, batch=self.teacher_batch, rate=self.teacher_rate,
-            decay=self.decay, compactness=self.compactness, metric=self.metric, precision=self.precision,
-            seed=self.teacher_seed)
+            decay=self.decay, compactness=self.compactness, metric=self.metric, precision=self.precision, seed=seed)
         network = cast(backbones.Backbone, self.backbone_)      # engine eager is the only one here
         return teachers.teach(lesson, network, source, self.checkpoint_s, self.torch_device)
 

@@ -31,13 +31,16 @@ class Patches(NamedTuple):
 
 @dataclass(frozen=True)
 class Original:
-    """Unfold levels into 3x3 patches, bring them to the finest grid, mean-pool each to `dim`, stack, pool again.
+    """Unfold levels into 3x3 patches, bring them to the finest grid, mean-pool each, stack, pool again to `dim`.
 
     Source: Roth et al. 2022 and its published code; thesis sec. 3.2.1. Patches are interpolated bilinearly
     after the unfold, and the flattened order is channel-major (C, 3, 3), so a pooling window of 9 is one channel.
+    per_level: numbers that each level is pooled to, None for `dim`. The published commands for ensembles have 1024 and
+    then 384; original_d384 pools to 384 both times, which gives other vectors. Only a PDN's target takes both widths.
     """
 
     dim: int = 1024
+    per_level: int | None = None
 
     def width(self, channels: Mapping[int, int]) -> int:
         """D, whatever the levels have."""
@@ -53,8 +56,8 @@ class Original:
             if x.shape[-2:] != grid:
                 patches = F.interpolate(patches, grid, mode="bilinear", align_corners=False)
             vectors = patches.flatten(2).transpose(1, 2)                    # (B, P, C*9)
-            levels.append(F.adaptive_avg_pool1d(vectors, self.dim))         # (B, P, dim)
-        if len(levels) == 1:    # the second pooling would change nothing
+            levels.append(F.adaptive_avg_pool1d(vectors, self.per_level or self.dim))
+        if len(levels) == 1 and levels[0].shape[2] == self.dim:     # the second pooling would change nothing
             return Patches(levels[0], grid)
         return Patches(F.adaptive_avg_pool1d(torch.cat(levels, dim=2), self.dim), grid)
 

@@ -21,7 +21,7 @@ from torch import nn
 from thesis_lib.core import files, identity
 from thesis_lib.core.errors import ThesisError
 from thesis_lib.core.progress import bar
-from thesis_lib.core.seeds import mixed
+from thesis_lib.core.seeds import seed_of
 from thesis_lib.networks.torch_setup import check_torch_device, torch_threads
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def descend(network: nn.Module, optimizers: Sequence[torch.optim.Optimizer], los
         # 3. One step of every optimizer, then of every schedule. All chance comes from the number of the step, and the
         # caller's random numbers are left as they were.
         with torch.random.fork_rng([torch_device] if torch_device.startswith("cuda") else []):
-            torch.manual_seed(mixed(seed, step))
+            torch.manual_seed(seed_of("step", seed, step))
             values = losses(step)
             for optimizer in optimizers:
                 optimizer.zero_grad()

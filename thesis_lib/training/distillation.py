@@ -7,7 +7,7 @@ picture of the PDN at twice its side, not a finer one.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch import nn
 
 from thesis_lib.core import identity
 from thesis_lib.core.parameters import parameter
+from thesis_lib.core.seeds import seed_of
 from thesis_lib.networks import backbones, weightfiles
 from thesis_lib.networks.pdn import CHANNELS, PDN
 from thesis_lib.networks.torch_setup import channels_last
@@ -27,7 +28,7 @@ from thesis_lib.training.descent import Course, Losses, TrainingError, checkpoin
 from thesis_lib.training.sources import Source
 
 GREY = 0.1              # of the pictures lose their colours, for teacher and student alike
-STATISTICS = 2**31      # batches from here on, which no training reaches, set mean and deviation of the target
+LEVEL = 1024            # numbers that each level of the target is pooled to, before all of them are to those of the PDN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,7 @@ class Recipe:
 class PatchTarget(nn.Module):
     """PatchCore's embedding of a frozen backbone: images (B, 3, S, S) -> (B, D, S/4, S/4), levels 2 and deeper.
 
+    Each level is pooled to LEVEL numbers, and all of them side by side to D, as in nelson1425/EfficientAD.
     `standardise` sets mean and deviation of every channel; the target is told in these.
     """
 
@@ -72,7 +74,7 @@ class PatchTarget(nn.Module):
 
     def __init__(self, backbone: backbones.Backbone, dim: int = CHANNELS) -> None:
         super().__init__()
-        self.backbone, self.embed = backbone, embedding.Original(dim)
+        self.backbone, self.embed = backbone, embedding.Original(dim, LEVEL)
         self.register_buffer("mean", torch.zeros(dim, 1, 1))
         self.register_buffer("std", torch.ones(dim, 1, 1))
 
@@ -127,6 +129,19 @@ def greyed(images: torch.Tensor, share: float = GREY) -> torch.Tensor:
     return torch.where(chosen.to(images.device)[:, None, None, None], grey, images)
 
 
+def unseen(pictures: str, side: int, batch: int, seed: int, batches: int) -> Iterator[torch.Tensor]:
+    """Batches of the source of that name for the statistics of a target: drawn apart from those of a training with this
+    seed, and as many of them are grey.
+    """
+    own = seed_of("statistics", seed)
+    source = sources.parse(pictures, side, batch, own)
+    for number in range(batches):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of("step", own, number))
+            images = greyed(source[number])
+        yield images
+
+
 def initialised(network: PDN) -> PDN:
     """He's weights, which keep the size of a signal through ReLUs; the last layer small, to begin near the mean.
 
@@ -154,9 +169,10 @@ def pdn(recipe: Recipe, out: Path, *, torch_device: str = "cpu", every_s: float 
     backbone = backbones.load(recipe.teacher, recipe.layers, recipe.weights)
     target = channels_last(PatchTarget(backbone), torch_device)
     count = -(-recipe.sample // recipe.batch)
-    target.standardise(source[STATISTICS + number].to(torch_device) for number in range(count))
+    others = unseen(recipe.pictures, recipe.side, recipe.batch, recipe.seed, count)
+    target.standardise(images.to(torch_device) for images in others)
     with torch.random.fork_rng(devices=[]):     # PyTorch initialises from the global generator
-        torch.manual_seed(recipe.seed)
+        torch.manual_seed(seed_of("weights", recipe.seed))
         network = initialised(PDN(recipe.network, padding=True))
 
     def losses(images: torch.Tensor) -> dict[str, torch.Tensor]:

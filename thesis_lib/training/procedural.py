@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from thesis_lib.core.seeds import mixed
+from thesis_lib.core.seeds import seed_of
 from thesis_lib.data.pictures import normalise
 from thesis_lib.training.formulas import FAMILIES, NUMBERS, Canvas
 
@@ -39,7 +39,7 @@ class Procedural:
 
     @torch.autocast("cpu", enabled=False)       # asked for within a training in bfloat16: the pictures are the same
     def __getitem__(self, number: int) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(mixed(self.seed, number))
+        generator = torch.Generator().manual_seed(seed_of("picture", self.seed, number))
         # A new class for every picture; the other part of its mosaic is the picture before it.
         numbers = torch.rand(self.batch, NUMBERS, generator=generator)
         families = torch.randint(len(FAMILIES), (self.batch,), generator=generator)

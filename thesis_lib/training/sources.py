@@ -9,10 +9,11 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from thesis_lib.core.preprocess import SUFFIXES, DataError, levels_of, pictures_in, read_rgb
-from thesis_lib.core.seeds import mixed
+from thesis_lib.core.seeds import seed_of
 from thesis_lib.data.pictures import denormalise, normalise
 from thesis_lib.networks.weightfiles import torchvision
 from thesis_lib.training.procedural import Procedural
@@ -49,17 +50,21 @@ class Folder:
         return f"{self.root.resolve().name} {_content(self.root, tuple(self.files))}"
 
     def __getitem__(self, number: int) -> torch.Tensor:
-        return torch.stack([self.picture(number * self.batch + k) for k in range(self.batch)])
-
-    def picture(self, number: int) -> torch.Tensor:
-        """(3, S, S) of picture number k."""
         transforms = torchvision().transforms
         crop = transforms.Compose([transforms.RandomResizedCrop(self.side, AREA), transforms.RandomHorizontalFlip(),
                                    transforms.ToTensor()])
         with torch.random.fork_rng(devices=[]):         # torchvision draws from the global generator
-            torch.manual_seed(mixed(self.seed, number))
-            file = self.files[int(torch.randint(len(self.files), ()))]
-            return normalise(crop(read_rgb(file, self.levels)))
+            torch.manual_seed(seed_of("crop", self.seed, number))
+            chosen = drawn(len(self.files), self.batch, self.seed, number)
+            return torch.stack([normalise(crop(read_rgb(self.files[index], self.levels))) for index in chosen])
+
+
+def drawn(count: int, batch: int, seed: int, number: int) -> np.ndarray:
+    """Which of `count` pictures batch `number` shows (batch,): none twice. Where there are fewer than it takes they
+    all come, in one order again and again, so that two or more never stand beside themselves.
+    """
+    rng = np.random.default_rng(seed_of("picture", seed, number))
+    return np.resize(rng.choice(count, min(batch, count), replace=False), batch)
 
 
 def parse(name: str, side: int, batch: int, seed: int = 0) -> Source:

@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from thesis_lib.core import files, identity, paths
+from thesis_lib.core.seeds import seed_of
 from thesis_lib.networks import backbones
 from thesis_lib.networks.patchnets import PatchNetwork
 from thesis_lib.training import distillation
-from thesis_lib.training.sources import Source
+from thesis_lib.training.sources import Source, drawn
 
 ENLARGED = 64           # pixels of a patch as the large network sees it
 PATCHES = 16            # cut out of each picture
@@ -53,7 +54,7 @@ def teach(lesson: Lesson, backbone: backbones.Backbone, source: Source, every_s:
     subject: Mapping[str, Any] = asdict(lesson) | {"backbone": backbone.name, "level": level,
                                                    "weights": backbone.weights, "pictures": source.identity}
     with torch.random.fork_rng(devices=[]):     # PyTorch initialises from the global generator
-        torch.manual_seed(lesson.seed)
+        torch.manual_seed(seed_of("weights", lesson.seed))
         teacher = PatchNetwork(lesson.p, lesson.channels)
         decoder = nn.Linear(lesson.channels, backbone.channels[level])
     networks = nn.ModuleDict({"teacher": teacher, "decoder": decoder})
@@ -70,7 +71,7 @@ def teach(lesson: Lesson, backbone: backbones.Backbone, source: Source, every_s:
         if lesson.metric:
             factor = 1 + BRIGHTNESS * (2 * torch.rand(len(patches), 1, 1, 1).to(torch_device) - 1)
             near = teacher(factor * patches + NOISE * torch.randn_like(patches), STRIDE)[..., 0, 0]
-            parts["metric"] = lesson.metric * triplet(said, near.float(), said.roll(PATCHES, 0))    # another picture's
+            parts["metric"] = lesson.metric * triplet(said, near.float(), said[strangers(len(said))])
         return parts
 
     key = files.digest(repr(sorted(subject.items())))[:16]
@@ -94,8 +95,7 @@ class NominalSource:
         self.identity = f"nominal {files.digest(images)[:16]}"
 
     def __getitem__(self, number: int) -> torch.Tensor:
-        chosen = np.random.default_rng([self.seed, number]).choice(len(self.images), self.batch)
-        return torch.from_numpy(self.images[chosen])
+        return torch.from_numpy(self.images[drawn(len(self.images), self.batch, self.seed, number)])
 
 
 def cut(images: torch.Tensor, p: int) -> torch.Tensor:
@@ -108,6 +108,20 @@ def cut(images: torch.Tensor, p: int) -> torch.Tensor:
         for i, j in zip(rows[number], columns[number], strict=True):
             patches.append(image[:, i:i + p, j:j + p])
     return torch.stack(patches)
+
+
+def strangers(count: int) -> torch.Tensor:
+    """For each of `count` patches of two pictures or more, in the order of `cut`: the number of one of another picture.
+
+    It is one of the picture before its own, for the first picture of the second; where that is cut short, its patches
+    serve several times.
+
+    >>> strangers(18).tolist()              # 16 patches of picture 0, two of picture 1
+    [16, 17, 16, 17, 16, 17, 16, 17, 16, 17, 16, 17, 16, 17, 16, 17, 0, 1]
+    """
+    numbers = torch.arange(count)
+    first = PATCHES * (numbers // PATCHES - 1).abs()        # number of the first patch of the other picture
+    return first + numbers % PATCHES % (count - first).clamp(max=PATCHES)
 
 
 def compactness(descriptors: torch.Tensor) -> torch.Tensor:
