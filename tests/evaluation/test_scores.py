@@ -188,7 +188,7 @@ def test_a_detector_fitted_by_the_evaluation_knows_its_pictures(pad, small, coun
         scores.evaluate(detector, pad, small, seeds=1, force=True)
         assert (sum(read) == 10) is first
         read.clear()
-        assert detector.image_size_ == (64, 64) and detector.preprocess_ == small
+        assert detector.image_size_ == (64, 64) and detector.preprocess_ == small.decided(pad.train)
         with pytest.raises(ThesisError, match="images of 32x32 pixels: this patchcore was fitted on 64x64"):
             detector.predict(torch.zeros(1, 3, 32, 32))
 
