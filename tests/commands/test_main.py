@@ -109,6 +109,26 @@ def test_json_has_null_where_there_is_no_number(thesis, make_category):
     assert any("n/a, not every anomalous picture has a mask" in line for line in out)
 
 
+@pytest.mark.parametrize(("good", "bad"), [(1, 3), (3, 1)])
+def test_a_single_picture_of_a_kind_is_told_to_have_no_interval(thesis, make_category, good, bad):
+    where = ("--data", make_category(good=good, bad=bad), "--category", "pad")
+    code, out, err = thesis("evaluate", "patchcore", *where, *TINY, "--seeds", 1, "--json")
+    answer = json.loads(out[-1], parse_constant=pytest.fail)
+    assert (code, err, answer["low"], answer["high"]) == (0, [], None, None)
+    auroc = 100 * answer["image_auroc"]
+    assert f"image AUROC {auroc:.1f} % (95 % interval none: one kind has a single picture)" in out[0]
+    assert not any("nan" in line for line in out)
+
+
+def test_masks_without_a_pixel_are_told(thesis, make_category):
+    root = make_category()
+    for file in (root / "pad/ground_truth/hole").iterdir():
+        Image.new("L", (64, 64)).save(file)
+    code, out, _ = thesis("evaluate", "patchcore", "--data", root, "--category", "pad", *TINY, "--seeds", 1, "--json")
+    assert (code, json.loads(out[-1], parse_constant=pytest.fail)["pixel_auroc"]) == (0, None)
+    assert "pad: pixel AUROC and PRO n/a, no mask has a pixel at 64x64" in out
+
+
 def test_random_weights_are_labelled(evaluate):
     assert any("weights random (untrained: no statement about the method)" in line for line in evaluate()[1])
 

@@ -1,11 +1,13 @@
 """Rows per seed equal a fit by hand, are measured once, and know which pictures they stand on."""
 
 import dataclasses
+import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from thesis_lib import data
 from thesis_lib.core import paths, timing
@@ -238,6 +240,47 @@ def test_pixel_metrics_only_with_all_masks(make_category, small, removed):
     row = scores.evaluate(patchcore(), data.scan(root, "pad"), small, seeds=1).iloc[0]
     assert row["pixel_auroc"] is row["pro"] is None
     assert 0 <= row["image_auroc"] <= 1
+
+
+@pytest.mark.parametrize(("good", "bad"), [(1, 3), (3, 1), (1, 1)])
+def test_a_single_picture_of_a_kind_has_a_row_without_an_interval(make_category, small, calls, good, bad):
+    category = data.scan(make_category(good=good, bad=bad), "pad")
+    rows = scores.evaluate(patchcore(), category, small, seeds=2)
+    assert rows["image_auroc"].tolist() == [metrics.image_auroc(category.labels, one) for one in rows["scores"]]
+    assert rows["image_auroc_low"].isna().all() and rows["image_auroc_high"].isna().all()
+    assert rows["pixel_auroc"].between(0.9, 1).all()
+    for file in stored():
+        row = json.loads(file.read_text(), parse_constant=pytest.fail)      # NaN is no JSON
+        assert row["image_auroc_low"] is row["image_auroc_high"] is None
+    before = list(calls)
+    assert scores.evaluate(patchcore(), category, small, seeds=2)["id"].tolist() == rows["id"].tolist()
+    assert calls == before and len(stored()) == 2
+
+
+@pytest.mark.parametrize("gone", [3, 2])
+def test_masks_that_the_resize_leaves_no_pixel_of(make_category, small, calls, caplog, gone):
+    """Without any there are no pixel metrics, and the row is found again; one that is left still counts."""
+    root = make_category(size=128)
+    mask = np.zeros((128, 128), dtype=np.uint8)
+    mask[0, 0] = 255                                            # nearest takes every second pixel, from the second on
+    for number in range(gone):
+        Image.fromarray(mask).save(root / f"pad/ground_truth/hole/00{number}_mask.png")
+    category = data.scan(root, "pad")
+    row = scores.evaluate(patchcore(), category, small, seeds=1).iloc[0]
+    assert f"pad: {gone} of 3 masks have no pixel at 64x64" in caplog.text
+    if gone == 3:
+        assert row["pixel_auroc"] is row["pro"] is None
+    else:
+        assert row["pixel_auroc"] > 0.5 and row["pro"] > 0
+    assert row["image_auroc_low"] <= row["image_auroc"] and calls == ["gather", "learn"]
+    again = scores.evaluate(patchcore(), category, small, seeds=1).iloc[0]
+    assert again["id"] == row["id"] and calls == ["gather", "learn"]
+
+
+def test_equal_scores_are_half_right(pad, small, monkeypatch):
+    monkeypatch.setitem(scoring.RULES, "max", scoring.Rule(lambda found, finder, b: torch.ones(6), lambda b: 1, False))
+    row = scores.evaluate(patchcore(), pad, small, seeds=1).iloc[0]
+    assert (row["image_auroc"], row["image_auroc_low"], row["image_auroc_high"]) == (0.5, 0.5, 0.5)
 
 
 @pytest.mark.parametrize(("good", "bad", "only"), [(3, 0, "nominal"), (0, 3, "anomalous")])

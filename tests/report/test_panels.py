@@ -78,6 +78,14 @@ def test_the_batch_shows_one_picture_and_no_widget(patchcore, pad, small, capsys
     assert [type(one).__name__ for one in shown] == ["Figure", "Figure"] and "false alarms" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("gone", ["good", "hole"])
+def test_the_batch_shows_pictures_of_one_kind_too(patchcore, pad, small, capsys, monkeypatch, gone):
+    monkeypatch.setattr(panels, "display", lambda shown: None)
+    left = replace(pad, test=tuple(sample for sample in pad.test if sample.defect != gone))
+    panels.show(patchcore, pad.train[0].path.parents[3], left, small)
+    assert ("false alarms" if gone == "hole" else "of the anomalous pictures") in capsys.readouterr().out
+
+
 def test_widgets_change_what_is_told(patchcore, pad, small, make_category):
     root = make_category("other", train=3)
     panel = panels.panel(patchcore, root, pad, small)

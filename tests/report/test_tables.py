@@ -72,6 +72,15 @@ def test_summary_of_one_seed_has_no_spread():
     assert np.isnan(tables.summary(rows(scores=SCORES[:1])).iloc[0]["sd"])
 
 
+def test_an_interval_in_words_or_none():
+    assert tables.interval({"low": 88.84, "high": 94.96}) == "88.8 to 95.0"
+    single = {"labels": [0, 1, 1, 1, 1, 1], "n_test_good": 1, "n_test_defective": 5}
+    line = tables.summary(rows(**single)).iloc[0]
+    assert np.isnan([line["low"], line["high"]]).all() and line["auroc"] == pytest.approx(100 * (1 + 8 / 9) / 2)
+    assert tables.interval(line) == "none: one kind has a single picture"
+    assert tables.beside("3.2", {DEFAULT: rows(**single)}).loc[DEFAULT, "95 % interval"] == tables.NO_INTERVAL
+
+
 def test_summary_has_a_line_per_configuration_category_and_data():
     parts = [rows(), rows("screw"), rows(configuration="xyz", pixel_auroc=0.5, pro=0.25), rows(data="9")]
     table = tables.summary(pd.concat(parts))
