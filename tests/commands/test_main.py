@@ -17,7 +17,7 @@ from thesis_lib import data
 from thesis_lib.batch import forecast, plan
 from thesis_lib.batch import run as runner
 from thesis_lib.commands import doctor, main, methods
-from thesis_lib.core import paths
+from thesis_lib.core import memory, paths
 from thesis_lib.core.errors import ThesisError
 from thesis_lib.data import synthetic
 from thesis_lib.evaluation import scores
@@ -98,6 +98,13 @@ def test_json_is_one_object_on_the_last_line(evaluate, pad, small):
     facts = {"method": "patchcore", "category": "pad", "weights": "random", "seeds": 2, "n_train": 4,
              "n_test": 6}
     assert {key: answer[key] for key in facts} == facts
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_json_has_the_peak_of_a_single_row(evaluate, seeds):
+    peak = json.loads(evaluate("--json", "--seeds", seeds)[1][-1], parse_constant=pytest.fail)["peak_memory_gb"]
+    told = memory.Peak().gb                     # None where this system keeps one peak for all of a process
+    assert peak is None if told is None or seeds > 1 else 0.5 * told < peak < 2 * told
 
 
 def test_json_has_null_where_there_is_no_number(thesis, make_category):

@@ -130,7 +130,7 @@ def test_difference_is_that_of_the_two_areas_and_lies_in_its_interval():
     assert found == pytest.approx(metrics.image_auroc(labels, good) - metrics.image_auroc(labels, poor))
     assert low < found < high
     turned = metrics.auroc_difference(labels, poor, good)
-    assert turned == pytest.approx((-found, -high, -low), abs=0.02)
+    assert turned == pytest.approx((-found, -high, -low), abs=1e-9)
 
 
 def test_difference_is_paired():

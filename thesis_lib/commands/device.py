@@ -59,7 +59,7 @@ def _measure(args: argparse.Namespace) -> int:
               f"those at export (limit {100 * parity['limit']:.2g} %)")
         print(times(row["category"], row))
         facts = [f"first call {row['first_call_ms']:.1f} ms", f"loading {row['load_ms']:.0f} ms",
-                 f"peak memory {row['peak_memory_gb']:.2f} GB"]
+                 f"peak memory {_gb(row['peak_memory_gb'])}"]
         facts += [f"{name} {row['before'][name]} to {then}" for name, then in row["after"].items() if then is not None]
         print("  " + ", ".join(facts))
         for line in run.complaints(row):
@@ -92,6 +92,10 @@ def _detect(args: argparse.Namespace) -> int:
             run.save_map(detected, threshold, bundle.preprocess.side, file.with_name(f"{file.stem}_anomaly.png"),
                          bundle.floor(args.engine))
     return exit_codes.after(failed, len(args.pictures) - failed)
+
+
+def _gb(size: float | None) -> str:
+    return "not told by this system" if size is None else f"{size:.2f} GB"
 
 
 def _engine(parser: argparse.ArgumentParser) -> None:

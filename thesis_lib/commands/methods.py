@@ -166,7 +166,8 @@ def _evaluate(args: argparse.Namespace) -> int:
                   "sd": summary["sd"] / 100, "per_seed": rows["image_auroc"].tolist(),
                   "pixel_auroc": summary["pixel_auroc"] / 100, "pro": summary["pro"] / 100,
                   "n_train": int(summary["n_train"]), "n_test": int(summary["n_test"]),
-                  "peak_memory_gb": float(rows["peak_memory_gb"].max()), "rows": rows["id"].tolist()}
+                  "peak_memory_gb": rows["peak_memory_gb"].iloc[0] if len(rows) == 1 else None,
+                  "rows": rows["id"].tolist()}
         per_seed = " ".join(f"{100 * value:.1f}" for value in answer["per_seed"])
         warning = " (untrained: no statement about the method)" if summary["weights"] == "random" else ""
         print(f"{category.name}: image AUROC {100 * answer['image_auroc']:.1f} % "

@@ -46,6 +46,10 @@ def evaluate(detector: Detector, category: Category, preprocess: Preprocess, *, 
 
     A number that cannot be had is None: the interval where a class has a single picture, the pixel metrics where no
     pixel of a mask is left after the resize.
+    peak_memory_gb is the largest resident size of the process while the row was made, without what was found on disk;
+    None where several rows came from the same work (more than one seed or detector of a network): it would be true of
+    none of them.
+
     As the thesis averages over five memory banks made from the same patches, features are extracted once and
     `learn` runs per seed. Finished rows are read from outputs/results instead (force measures them again).
     Raises ThesisError naming the picture or parameter.
@@ -77,9 +81,14 @@ def evaluate_many(detectors: Mapping[str, Detector], category: Category, preproc
     masks = _masks(category, preprocess) if pixels and lacking else None
     missing = [key for key in lacking if key not in rows or masks is not None]
     if missing:
-        metrics.image_auroc(category.labels, np.zeros(len(category.test)))     # one class only: say so before the work
+        # One class only, or more asked of the training pictures than there is: said before the work.
+        metrics.image_auroc(category.labels, np.zeros(len(category.test)))
+        for name in dict.fromkeys(name for name, _ in missing):
+            detectors[name].check_pictures(len(category.train), preprocess.side)
     for groups in by_network(detectors, missing):
+        peak = memory.Peak() if sum(map(len, groups)) == 1 else None
         for key, values in _measure(detectors, groups, category, preprocess, batch_size, masks):
+            values["peak_memory_gb"] = peak and peak.gb
             rows[key] = results.save("auroc", subjects[key], values)
     return {name: pd.json_normalize([rows[name, seed] for seed in wanted[name]]) for name in detectors}
 
@@ -149,8 +158,8 @@ def _measure(detectors: Mapping[str, Detector], groups: Groups, category: Catego
             by_step = {step: earlier.get((key, step), scores[key]) for step in _steps(fitted[key])}
             if by_step:
                 values["training"] = _training(cast("Trained", fitted[key]), by_step, category.labels)
-            values |= {"fit_s": fit_s[key], "peak_memory_gb": memory.peak_gb(), "labels": category.labels.tolist(),
-                       "scores": scores[key].tolist(), "names": names}
+            values |= {"fit_s": fit_s[key], "labels": category.labels.tolist(), "scores": scores[key].tolist(),
+                       "names": names}
             yield key, values
 
 
