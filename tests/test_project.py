@@ -1,6 +1,8 @@
 """The files around the library agree with each other and with README."""
 
+import argparse
 import ast
+import importlib.util
 import os
 import re
 import subprocess
@@ -14,6 +16,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from thesis_lib.commands import doctor
+from thesis_lib.commands.main import parser
 from thesis_lib.core import paths
 
 ROOT = paths.root()
@@ -80,9 +83,10 @@ def test_environment_has_the_pins_and_says_what_needs_each(pyproject):
     if sys.version_info[:2] == (3, 11):
         for line in listed[:-1]:
             assert Requirement(line).specifier == pins()[Requirement(line).name.lower()].specifier, line
-    for line in text.splitlines():
-        if re.match(r"      - ", line):
-            assert re.search(r"  # \S", line), f"{line.strip()} does not say which notebook needs it"
+    lines = [line for line in text.splitlines() if re.match(r" +- [\w.-]+[=<>]", line) and "python" not in line]
+    assert len(lines) == len([line for line in listed if not line.startswith("-")])
+    for line in lines:
+        assert re.search(r"  # \S", line), f"{line.strip()} does not say which notebook needs it"
 
 
 @pytest.mark.parametrize(("own", "expected"), [
@@ -102,19 +106,81 @@ def test_make_prints_its_targets():
         assert re.search(rf"^{target}\s+\w", shown, re.M), shown
 
 
-def test_readme_shell_commands_exist():
-    """Every `thesis ...` and `make ...` of README and docs is one that the command line takes."""
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
-    assert set(re.findall(r"make ([a-z]+)", README)) <= targets
-    from thesis_lib.commands.main import parser
-    lines = re.findall(r"`thesis ([^`]+)`", README)
-    guides = sorted((ROOT / "docs").rglob("*.md"))
-    assert {"device", "cluster"} <= {file.stem for file in guides}
-    for text in (README, *(file.read_text(encoding="utf-8") for file in guides)):
-        lines += re.findall(r"^(?: {4})?thesis ([^#\n`]+)", text, re.M)
-        assert set(re.findall(r"`make ([a-z]+)", text)) <= targets
+# Page -> commands that it must hold: all of these are tried, and a page that lost its commands is noticed.
+PAGES = {"README.md": ("evaluate", "export", "measure", "detect", "make run"),
+         "CONTRIBUTING.md": ("measure", "make check"), "data/README.md": ("data demo", "make run"),
+         "outputs/README.md": ("measure", "make render"),
+         "thesis_lib/weights/README.md": ("python -m pretraining.pdn",),
+         "docs/guides/cluster.md": ("run", "make install"),
+         "docs/guides/device.md": ("evaluate", "export", "doctor", "measure", "detect"),
+         "docs/guides/library.md": ("evaluate",),
+         "docs/guides/measurements.md": ("python -m benchmarks.bench_picture",),
+         "docs/guides/notebooks.md": ("run", "make docs"),
+         "docs/guides/troubleshooting.md": ("run", "doctor", "make lab")}
+
+
+def commands_of(text):
+    """(lines of blocks, pieces between backticks) that begin with thesis, make or python -m."""
+    fenced = re.findall(r"^```[a-z]*\n(.*?)^```", text, re.M | re.S)
+    lines = [line.strip() for line in re.findall(r"^ {4}\S.*", text, re.M) + "\n".join(fenced).splitlines()]
+    inline = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))
+    wanted = re.compile(r"(thesis|make|python -m) [a-z]")
+    return [line.partition("#")[0].strip() for line in lines if wanted.match(line)], [
+        one for one in inline if wanted.match(one)]
+
+
+def check_command(line, whole):
+    """Fails for a command that there is not; one that is only mentioned need not be whole."""
+    tool, *words = line.replace("METHOD", "patchcore").split()
+    if tool == "make":
+        assert words[0] in re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M), line
+    elif tool == "python":
+        assert importlib.util.find_spec(words[1]), line
+    elif whole:
+        parser().parse_args(words)
+    else:
+        command, taken = parser(), 0
+        for word in words:                              # down to the command that is meant
+            (below,) = [action.choices for action in command._actions if isinstance(action, argparse._SubParsersAction)
+                        ] or [{}]
+            if word not in below:
+                break
+            command, taken = below[word], taken + 1
+        options = {option for action in command._actions for option in action.option_strings}
+        assert taken and {word for word in words if word.startswith("-")} <= options, line
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_that_a_page_names_are_there(page):
+    """In blocks they can be typed as they stand."""
+    lines, mentioned = commands_of((ROOT / page).read_text(encoding="utf-8"))
+    for wanted in PAGES[page]:
+        begin = wanted if " " in wanted and not wanted.startswith("data") else f"thesis {wanted}"
+        assert any(one.startswith(begin) for one in lines + mentioned), f"{page} no longer names {wanted}"
     for line in lines:
-        parser().parse_args(line.split())
+        check_command(line, whole=True)
+    for one in mentioned:
+        check_command(one, whole=False)
+
+
+def test_every_text_with_a_command_is_among_them():
+    texts = {file.relative_to(ROOT).as_posix() for folder in ("docs", "data", "outputs", "thesis_lib", ".")
+             for file in (ROOT / folder).glob("*.md" if folder in (".", "data", "outputs") else "**/*.md")}
+    assert set(PAGES) <= texts
+    for name in texts - set(PAGES) - {"CHANGELOG.md"}:          # what it tells of may be gone
+        assert not any(commands_of((ROOT / name).read_text(encoding="utf-8"))), f"commands of {name} are not tried"
+
+
+@pytest.mark.parametrize(("line", "whole"), [
+    ("thesis evalute patchcore --data x --category y", True), ("thesis evaluate patchcore --data x", True),
+    ("thesis run --onyl 07", True), ("thesis run --onyl 07", False), ("thesis measur", False), ("make rendr", True),
+    ("thesis time METHOD --bank", False), ("python -m benchmarks.bench_nothing", True)])
+def test_a_command_that_is_not_there_is_noticed(line, whole):
+    if line.startswith("thesis time METHOD"):
+        check_command(line, whole)                      # this one is there
+        line = line.replace("--bank", "--bnk")
+    with pytest.raises((AssertionError, SystemExit)):
+        check_command(line, whole)
 
 
 def test_readme_python_runs(demo_data, monkeypatch, capsys):
@@ -131,6 +197,8 @@ def test_nothing_here_names_a_machine():
     listed = subprocess.run(["git", "-C", str(ROOT), "ls-files"], capture_output=True, text=True)
     if listed.returncode:
         pytest.skip("not a git checkout")
-    for name in listed.stdout.splitlines():
+    names = listed.stdout.splitlines()
+    assert "README.md" in names and len(names) > 200
+    for name in names:
         text = Path(ROOT, name).read_bytes()
         assert not re.search(rb"/(work|root|home/\w+)/(main|shared|\.cache|\.pyenv)", text), name

@@ -203,12 +203,31 @@ def test_the_estimate_knows_what_is_done(folder, tmp_path):
     assert estimate(tasks).startswith("2 notebooks, 0 up to date; to run 2: 2 never timed here; ")
     runner.run(tasks[:1], report=lambda line: None)
     record = json.loads(tasks[0].record.read_text())
-    assert 0.02 < record["peak_memory_gb"] < 2
+    assert 0.02 < record["peak_memory_gb"] < 0.3, "of a kernel that imports nothing"
     assert "2 notebooks, 1 up to date; to run 1: 1 never timed here" in estimate(tasks)
     told = estimate(tasks, force=True)
     assert "to run 2: about 0 min by their last times and 1 never timed here; memory up to 0." in told
     assert told.endswith("GB free on disk")
     assert estimate(tasks[:1]) == "1 notebooks, 1 up to date"
+
+
+HOLDS = """
+from thesis_lib.core.memory import Peak
+held = bytearray(b"1") * 500_000_000
+del held
+print(Peak().gb)"""
+
+
+def test_the_memory_of_an_execution_is_that_of_its_kernel(folder):
+    """Each in a process of its own, so the small one after the large one tells its own; a kernel that had the system
+    forget its peak is not told too small.
+    """
+    write(folder, "01_one", HOLDS)
+    runner.run(tasks_of(folder), report=lambda line: None)
+    large, small = (json.loads(task.record.read_text())["peak_memory_gb"] for task in tasks_of(folder))
+    assert 0.5 < large < 0.8 and 0.02 < small < 0.3
+    (told,) = output_of(tasks_of(folder)[0].output)
+    assert told == "None\n" or float(told) < 0.3
 
 
 def test_key_follows_everything_an_execution_depends_on(folder, tmp_path, monkeypatch):
@@ -254,7 +273,7 @@ def test_failures_stay_alone_and_are_told(folder, tmp_path):
     assert [o.message.partition(" -> ")[0] for o in outcomes[2:]] == [
         "ValueError: two lines (In [2])", "kernel died (signal 9: out of memory?)", "longer than 8 s",
         "SystemExit: 0 (cell 3)"]
-    assert 8 <= outcomes[4].seconds < 20
+    assert 8 <= outcomes[4].seconds < 80, "it would have slept for 90"
     for outcome in outcomes[2:]:
         assert not outcome.task.output.exists() and outcome.task.failed_copy.exists()
         assert outcome.message.endswith(f"{outcome.task.name}.failed.ipynb")
@@ -578,7 +597,7 @@ def test_a_broken_report_stops_the_batch_and_its_notebooks(folder):
     before, threads, began = psutil.Process().children(recursive=True), threading.active_count(), time.monotonic()
     with pytest.raises(BrokenPipeError):
         runner.run(tasks_of(folder), jobs=2, report=report)
-    assert time.monotonic() - began < 30 and threading.active_count() == threads
+    assert time.monotonic() - began < 55 and threading.active_count() == threads, "it would have slept for 60"
     assert not left_since(before)
 
 

@@ -19,7 +19,7 @@ from thesis_lib import data
 from thesis_lib.batch import forecast, plan
 from thesis_lib.batch import run as runner
 from thesis_lib.commands import doctor, exit_codes, main, methods
-from thesis_lib.core import paths
+from thesis_lib.core import memory, paths
 from thesis_lib.core.errors import ThesisError
 from thesis_lib.data import synthetic
 from thesis_lib.evaluation import scores
@@ -102,6 +102,13 @@ def test_json_is_one_object_on_the_last_line(evaluate, pad, small):
     assert {key: answer[key] for key in facts} == facts
 
 
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_json_has_the_peak_of_a_single_row(evaluate, seeds):
+    peak = json.loads(evaluate("--json", "--seeds", seeds)[1][-1], parse_constant=pytest.fail)["peak_memory_gb"]
+    told = memory.Peak().gb                     # None where this system keeps one peak for all of a process
+    assert peak is None if told is None or seeds > 1 else 0.5 * told < peak < 2 * told
+
+
 def test_json_has_null_where_there_is_no_number(thesis, make_category):
     where = ("--data", make_category(masks=False), "--category", "pad")
     code, out, _ = thesis("evaluate", "patchcore", *where, *TINY, "--seeds", 1, "--json")
@@ -109,6 +116,26 @@ def test_json_has_null_where_there_is_no_number(thesis, make_category):
     assert code == 0
     assert answer["pixel_auroc"] is answer["pro"] is answer["sd"] is None
     assert any("n/a, not every anomalous picture has a mask" in line for line in out)
+
+
+@pytest.mark.parametrize(("good", "bad"), [(1, 3), (3, 1)])
+def test_a_single_picture_of_a_kind_is_told_to_have_no_interval(thesis, make_category, good, bad):
+    where = ("--data", make_category(good=good, bad=bad), "--category", "pad")
+    code, out, err = thesis("evaluate", "patchcore", *where, *TINY, "--seeds", 1, "--json")
+    answer = json.loads(out[-1], parse_constant=pytest.fail)
+    assert (code, err, answer["low"], answer["high"]) == (0, [], None, None)
+    auroc = 100 * answer["image_auroc"]
+    assert f"image AUROC {auroc:.1f} % (95 % interval none: one kind has a single picture)" in out[0]
+    assert not any("nan" in line for line in out)
+
+
+def test_masks_without_a_pixel_are_told(thesis, make_category):
+    root = make_category()
+    for file in (root / "pad/ground_truth/hole").iterdir():
+        Image.new("L", (64, 64)).save(file)
+    code, out, _ = thesis("evaluate", "patchcore", "--data", root, "--category", "pad", *TINY, "--seeds", 1, "--json")
+    assert (code, json.loads(out[-1], parse_constant=pytest.fail)["pixel_auroc"]) == (0, None)
+    assert "pad: pixel AUROC and PRO n/a, no mask has a pixel at 64x64" in out
 
 
 def test_random_weights_are_labelled(evaluate):

@@ -1,5 +1,6 @@
 """The file that features go to, and the limit that is checked before."""
 
+import subprocess
 import sys
 
 import numpy as np
@@ -20,6 +21,63 @@ def test_on_disk_gives_back_all_rows_in_order():
 def test_on_disk_takes_views_as_they_are_seen():
     turned = torch.arange(6.0).reshape(1, 2, 3).transpose(1, 2)
     assert np.array_equal(memory.on_disk([turned]), turned.numpy())
+
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="others keep one peak for all of a process")
+
+
+def hold(gigabytes):
+    """So much is held for a moment."""
+    np.ones(int(gigabytes * 1e9), dtype=np.uint8)
+
+
+@linux
+def test_a_peak_is_of_the_work_alone():
+    """Not of what was held before; what still is held counts."""
+    hold(0.5)
+    kept = np.ones(100_000_000, dtype=np.uint8)
+    peak, size = memory.Peak(), psutil.Process().memory_info().rss / 1e9
+    assert size >= kept.nbytes / 1e9 and peak.gb == pytest.approx(size, abs=0.02)
+    hold(0.3)
+    assert peak.gb == pytest.approx(size + 0.3, abs=0.02)
+    assert memory.Peak().gb == pytest.approx(size, abs=0.02)
+
+
+@linux
+def test_a_peak_within_another_takes_nothing_from_it():
+    outer, size = memory.Peak(), psutil.Process().memory_info().rss / 1e9
+    hold(0.4)
+    inner = memory.Peak()
+    hold(0.2)
+    assert (outer.gb, inner.gb) == pytest.approx((size + 0.4, size + 0.2), abs=0.02)
+
+
+FORGETFUL = """
+import os, subprocess, sys
+from pathlib import Path
+from thesis_lib.core import memory
+child = "from thesis_lib.core import memory; held = bytearray(b'1') * 400_000_000; del held; memory.Peak()"
+subprocess.run([sys.executable, "-c", child], check=True, env=os.environ | {"THESIS_PEAKS": sys.argv[1]})
+print(memory.largest_child_gb(Path("no such file")), memory.largest_child_gb(Path(sys.argv[1])))
+"""
+
+
+@linux
+def test_the_largest_child_counts_what_it_has_forgotten(tmp_path):
+    done = subprocess.run([sys.executable, "-c", FORGETFUL, str(tmp_path / "peaks")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    system, largest = map(float, done.stdout.split())
+    assert 0.02 < system < 0.3 < 0.4 < largest < 0.6
+
+
+@pytest.mark.parametrize("lacking", ["FORGET", "STATUS"])
+def test_where_the_system_tells_no_peak_there_is_none(monkeypatch, tmp_path, lacking):
+    """No history in its place: macOS has neither file, a sandbox may lack a line."""
+    monkeypatch.setattr(memory, lacking, tmp_path / "gone" / "file")
+    assert memory.Peak().gb is None
+    (tmp_path / "status").write_text("VmRSS:\t 5 kB\n")
+    monkeypatch.setattr(memory, "STATUS", tmp_path / "status")
+    assert memory.Peak().gb is None
 
 
 def test_on_disk_of_nothing_is_refused():

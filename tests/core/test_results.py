@@ -46,6 +46,14 @@ def test_saved_row_is_found_again():
     assert row["finished"].endswith("+00:00")
 
 
+def test_what_is_no_number_is_null():
+    """NaN and infinity are no JSON, and a reader other than Python's would refuse the row."""
+    row = results.save("auroc", SUBJECT, {"low": float("nan"), "deep": {"list": [1.5, -float("inf")]}, "name": "NaN"})
+    (file,) = paths.results().glob("*.json")
+    assert json.loads(file.read_text(), parse_constant=pytest.fail) == row == results.find("auroc", SUBJECT)
+    assert (row["low"], row["deep"], row["name"]) == (None, {"list": [1.5, None]}, "NaN")
+
+
 def test_file_has_a_readable_name():
     row = results.save("auroc", SUBJECT, {})
     assert files() == [f"auroc-patchcore-pad-resnet18-L23-identity-bank1pct-s0-{row['id']}.json"]

@@ -17,9 +17,17 @@ def test_stamp_says_with_what():
     assert torch.__version__.startswith(identity.version_of("torch")), "which may add the build: +cpu, +cu130"
     assert facts["library"].endswith(f"+{stamp.library_hash()}")
     assert facts["threads"]["torch"] == torch.get_num_threads()
-    assert 1 <= facts["cpus_usable"] <= os.cpu_count()
     assert facts["memory_gb"] == pytest.approx(psutil.virtual_memory().total / 1e9, abs=0.1)
     assert json.loads(json.dumps(facts)) == facts
+
+
+def test_processors_are_those_that_the_process_may_use(monkeypatch):
+    """A job on a cluster has a share of its machine; where no system says so, all count."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5, 9}, raising=False)
+    assert stamp.stamp()["cpus_usable"] == 3
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert stamp.stamp()["cpus_usable"] == 64
 
 
 def test_unknown_package_has_no_version():

@@ -1,5 +1,6 @@
 """The clock walks the stages in order, as often as the protocol says, and sums up to the whole."""
 
+import sys
 import time
 
 import numpy as np
@@ -7,7 +8,7 @@ import psutil
 import pytest
 import torch
 
-from thesis_lib.core import timing
+from thesis_lib.core import memory, timing
 from thesis_lib.evaluation import stage_times
 from thesis_lib.methods import Detector
 
@@ -82,7 +83,8 @@ def test_seconds_belong_to_their_stage(clock):
     assert timed.total_ms == pytest.approx(sum(timed.stage_ms.values())) == pytest.approx(18)
 
 
-def test_real_clock_sums_to_the_total():
+def test_real_clock_times_what_is_walked_and_no_more():
+    """Within what the whole call took, however busy the machine is, and not below what its passes must take."""
     class Sleeping(Counting):
         @property
         def stages(self):
@@ -91,9 +93,8 @@ def test_real_clock_sums_to_the_total():
     start = time.perf_counter()
     timed = stage_times.measure(Sleeping(), images(1, 2), warmup=0, repeats=4)
     elapsed = time.perf_counter() - start
-    assert timed.stage_ms["short"] >= 5
-    assert timed.stage_ms["long"] >= 20
-    assert timed.seconds.sum() + timed.first_call_s == pytest.approx(elapsed, rel=0.05)
+    assert (timed.seconds >= [0.005, 0.02]).all() and timed.first_call_s >= 0.025
+    assert 9 * 0.025 <= timed.seconds.sum() + timed.first_call_s <= elapsed
 
 
 @pytest.mark.parametrize(("jitter", "spread"), [(0.0, 0.0), (0.04, 0.08 / 1.08), (0.3, 0.6 / 1.6)])
@@ -114,7 +115,27 @@ def test_row_keeps_raw_times_and_rates(clock):
     assert row["images_per_s"] == pytest.approx(4 / 0.375)
     assert row["raw_s"] == np.full((2, 2, 3), 0.125).tolist()
     assert row["first_call_ms"] == 375
-    assert 0.05 < row["peak_memory_gb"] < psutil.virtual_memory().total / 1e9
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems keep one peak for all of a process")
+def test_row_has_the_memory_of_its_own_passes():
+    """A stage that holds 0.4 GB, then another detector in the same process, which holds next to nothing."""
+    def row(gigabytes):
+        class Holding(Counting):
+            @property
+            def stages(self):
+                return {"all": lambda x: np.ones(int(gigabytes * 1e9), dtype=np.uint8) is None or x}
+
+        return stage_times.measure(Holding(), images(1), warmup=0, repeats=1).row()
+
+    large, small = row(0.4)["peak_memory_gb"], row(0.0)["peak_memory_gb"]
+    size = psutil.Process().memory_info().rss / 1e9
+    assert (large, small) == pytest.approx((size + 0.4, size), abs=0.03)
+
+
+def test_row_without_a_peak_where_the_system_tells_none(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "FORGET", tmp_path / "gone" / "file")
+    assert stage_times.measure(Counting(), images(1)).row()["peak_memory_gb"] is None
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -16,7 +16,7 @@ from PIL import Image
 
 from thesis_lib import data
 from thesis_lib.commands import main
-from thesis_lib.core import identity, nearest, paths, results, stamp, timing
+from thesis_lib.core import identity, memory, nearest, paths, results, stamp, timing
 from thesis_lib.core.preprocess import pictures_in
 from thesis_lib.data.pictures import load_image
 from thesis_lib.device import bundle, export
@@ -340,6 +340,18 @@ def test_without_out_a_row_lies_where_the_others_do(original, capsys):
     assert printed[-1].strip() == str(stored)
 
 
+@pytest.mark.parametrize("forget", ["told", "gone"])
+def test_the_memory_is_told_or_that_it_is_not_known(original, capsys, monkeypatch, tmp_path, forget):
+    if forget == "gone" or memory.Peak().gb is None:
+        monkeypatch.setattr(memory, "FORGET", tmp_path / "gone" / "file")
+        expected = "peak memory not told by this system"
+    else:
+        monkeypatch.setattr(timing.memory, "Peak", lambda: type("P", (), {"gb": 0.125}))
+        expected = "peak memory 0.12 GB"
+    printed = thesis(capsys, "measure", original, *QUICK, "--threads", 1, "--out", tmp_path / "row.json")[1]
+    assert expected in printed[2]
+
+
 def test_own_pictures_are_timed(original, category, capsys, tmp_path):
     folder = category.test[0].path.parent
     command = ("measure", original, *QUICK, "--images", folder, "--threads", 1, "--out", tmp_path / "r")
@@ -563,6 +575,17 @@ def test_export_refuses_and_leaves_nothing(category, tmp_path, detector, options
     with pytest.raises(ValueError, match=told):
         export.export(detector, category, SMALL, tmp_path / "out", **options)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("detector", "pictures", "told"), [
+    (replace(DETECTOR, bank=8 * 256 + 1), 10, "bank=2049: is 2049 rows, needs 1 to 2048"),      # of eight pictures
+    (replace(TRAINED["efficientad"], torch_device="abacus"), 10, "torch_device=abacus"),
+    (TRAINED["efficientad"], 1, "1 training picture: one is held out")])
+def test_export_refuses_before_a_picture_is_read(category, tmp_path, monkeypatch, detector, pictures, told):
+    monkeypatch.setattr(data.Preprocess, "array", lambda *_: pytest.fail("a picture was read"))
+    with pytest.raises(ValueError, match=told):
+        export.export(detector, category.subset(pictures), SMALL, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_export_wants_enough_pictures_a_new_folder_and_one_category(original, category, capsys):

@@ -13,9 +13,10 @@ def test_pictures_are_those_of_table_2_1():
 
 def test_times_of_table_2_4_are_of_whole_networks_and_three_machines():
     times = thesis.network_times()
-    assert tuple(times.index) == thesis.TIMED_NETWORKS and times.notna().all(axis=None)
-    assert (times["raspberry_pi_4b_ms"] > times["ryzen_5600x_ms"]).all()
-    assert all(times[machine].is_monotonic_increasing for machine in times)
+    assert tuple(times.index) == thesis.TIMED_NETWORKS
+    ratios = times.rdiv(times["raspberry_pi_4b_ms"], axis=0).mean()         # the thesis prints 61 and 602
+    assert ratios[["ryzen_5600x_ms", "rtx_3060ti_ms"]].tolist() == pytest.approx([60.9, 601.8], abs=0.05)
+    assert times["raspberry_pi_4b_ms"].tolist() == [820, 1450, 3000]
 
 
 def test_a_figure_without_bars_is_named():

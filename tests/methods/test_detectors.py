@@ -12,7 +12,7 @@ import torch
 from thesis_lib import data
 from thesis_lib.core.errors import NotFittedError, ThesisError
 from thesis_lib.core.memory import MemoryLimitError
-from thesis_lib.evaluation import scores, stage_times
+from thesis_lib.evaluation import metrics, scores, stage_times
 from thesis_lib.evaluation.thesis import STAGES
 from thesis_lib.methods import METHODS, Detector, PatchCore, Prediction
 from thesis_lib.methods.trained import Trained
@@ -111,14 +111,17 @@ def name(request):
     return request.param
 
 
-@pytest.fixture(params=[name for name in METHODS if "calibration" in make(name).parameters()])
+QUANTISED = [name for name in METHODS if "calibration" in make(name).parameters()]
+
+
+@pytest.fixture(params=QUANTISED)
 def quantised(request):
     """Methods that run on other engines than eager, too."""
     return request.param
 
 
 def test_every_method_and_every_parameter_is_in_the_battery():
-    assert set(TINY) == set(OTHER) == set(METHODS)
+    assert set(TINY) == set(OTHER) == set(METHODS) == {*QUANTISED, "uninformed_students"}
     for name, method in METHODS.items():
         assert set(OTHER[name]) == set(make(name).parameters())
         assert method.name == name
@@ -274,13 +277,15 @@ def test_a_detector_that_was_never_saved_cannot_be_loaded(name, tmp_path):
 
 @pytest.mark.parametrize(("header", "told"), [
     (None, "method None in format None"), ({"format": "2", "method": "other"}, "method other in format 2"),
-    ({"format": "99"}, "in format 99")])
+    ({"format": "99"}, "method {name} in format 99")])
 def test_a_file_of_something_else_is_refused(name, tmp_path, header, told):
     file = tmp_path / "other.safetensors"
     header = {"method": name, **header} if header else None
     safetensors.torch.save_file({"bank": torch.zeros(2, 2)}, file, metadata=header)
-    with pytest.raises(ValueError, match=rf"other\.safetensors: holds {told}|{told}, needs {name} in format"):
+    with pytest.raises(ThesisError) as caught:
         METHODS[name].load(file)
+    holds = told.format(name=name)
+    assert str(caught.value) == f"{file}: holds {holds}, needs {name} in format 2; fit and save it again"
 
 
 def test_a_file_of_the_first_format_is_refused(name, tmp_path):
@@ -504,9 +509,15 @@ def test_fit_of_nothing_is_refused(name):
 
 def test_evaluation_and_timing_take_it(name, pad, small):
     rows = scores.evaluate(make(name), pad, small, seeds=2)
-    assert len(rows) == 1 + make(name).seeded and rows["image_auroc"].between(0, 1).all()
+    assert rows["seed"].tolist() == ([0, 1] if make(name).seeded else [0])
+    images = torch.cat(list(data.Pictures(pad.test, small)))
+    for seed, found, auroc in zip(rows["seed"], rows["scores"], rows["image_auroc"], strict=True):
+        alone = make(name, seed=seed).fit(data.Pictures(pad.train, small)).predict(images).score
+        np.testing.assert_allclose(found, alone, rtol=1e-4, atol=1e-5)
+        assert auroc == metrics.image_auroc(pad.labels, found)
     row = stage_times.measure_time(make(name), pad, small, pictures=1, warmup=0, repeats=1)
-    assert row["stages"] in (list(STAGES), ["extraction", "score"]), "the names that tables and figures know"
+    expected = ["extraction", "score"] if name in ("efficientad", "uninformed_students") else list(STAGES)
+    assert row["stages"] == list(row["stage_ms"]) == expected, "the names that tables and figures know"
 
 
 def test_global_random_states_stay(name):

@@ -164,6 +164,11 @@ def test_torch_int8_is_close_fused_small_and_leaves_the_float_network_alone(floa
     assert all(torch.equal(before[level], after[level]) for level in before)
 
 
+def test_torch_has_a_kernel_for_integers_here():
+    """The tests above run once for each of them, and would not run at all without any."""
+    assert "qnnpack" in quantize.torch_engines()
+
+
 def test_torch_int8_options_have_an_effect(float_network):
     engine = quantize.torch_engines()[-1]
     outputs = [quantize.torch_int8(float_network, IMAGES.split(2), engine=engine, **options)(IMAGES)[2] for options in (

@@ -104,7 +104,8 @@ def test_a_bank_row_is_at_distance_zero(engine):
     bank, _ = data(dim=64)
     distances, indices = engine().fit(bank + 30).query(bank + 30)
     assert not distances.isnan().any()
-    assert distances.max() < 0.4        # the product form rounds |x|^2 = 60000 to about 0.02
+    # FAISS leaves what its product form gives, |x|^2 = 60000 rounded to about 0.02; all others write the difference.
+    assert distances.max() < 0.4 if engine is search.Faiss else (distances == 0).all()
     assert indices[:, 0].tolist() == list(range(600))
 
 
@@ -152,7 +153,7 @@ def test_threads_are_set_while_searching_and_restored(monkeypatch, name, read, w
     before = read()
     try:
         write(2)
-        with pytest.raises(RuntimeError) if fails else monkeypatch.context():
+        with pytest.raises(RuntimeError, match="on purpose") if fails else monkeypatch.context():
             finder.query(vectors)
         assert (seen, read()) == ([1], 2)
     finally:

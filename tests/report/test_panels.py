@@ -38,6 +38,10 @@ def test_scores_are_the_detectors(view, pad, small):
     assert np.allclose(view.scores, view.detector.predict(images).score, rtol=1e-5)
 
 
+def test_the_usual_threshold_is_over_all_but_one_of_twenty_good_pictures(view, pad):
+    assert view.usual == np.quantile(view.scores[pad.labels == 0], 0.95) < view.scores[pad.labels == 1].min()
+
+
 def test_a_detector_is_fitted_once(patchcore, pad, small, view, monkeypatch):
     monkeypatch.setattr(PatchCore, "fit", lambda *_: pytest.fail("fitted again"))
     assert panels.view_of(PatchCore(**patchcore.parameters()), pad, small) is view
@@ -77,6 +81,14 @@ def test_the_batch_shows_one_picture_and_no_widget(patchcore, pad, small, capsys
     monkeypatch.setattr(panels, "display", shown.append)
     panels.show(patchcore, pad.train[0].path.parents[3], pad, small)
     assert [type(one).__name__ for one in shown] == ["Figure", "Figure"] and "false alarms" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("gone", ["good", "hole"])
+def test_the_batch_shows_pictures_of_one_kind_too(patchcore, pad, small, capsys, monkeypatch, gone):
+    monkeypatch.setattr(panels, "display", lambda shown: None)
+    left = replace(pad, test=tuple(sample for sample in pad.test if sample.defect != gone))
+    panels.show(patchcore, pad.train[0].path.parents[3], left, small)
+    assert ("false alarms" if gone == "hole" else "of the anomalous pictures") in capsys.readouterr().out
 
 
 def test_widgets_change_what_is_told(patchcore, pad, small, make_category):
@@ -127,7 +139,7 @@ def test_pictures_of_one_kind_have_a_verdict_and_no_curve(patchcore, pad, small,
     left = replace(pad, test=tuple(sample for sample in pad.test if sample.defect != gone))
     view = panels.view_of(patchcore, left, small)
     assert view.verdict(0, view.scores.max() + 1).endswith(told)
-    assert view.scores.min() <= view.usual <= view.scores.max()
+    assert view.usual == np.quantile(view.scores, 0.95), "of the good ones, and of all where there are none"
     assert not view.curve(0, view.usual).axes[1].lines
 
 

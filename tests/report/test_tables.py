@@ -7,6 +7,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from thesis_lib.core import paths
+from thesis_lib.evaluation import metrics
 from thesis_lib.evaluation.thesis import STAGES, bars_of
 from thesis_lib.report import tables
 
@@ -63,13 +64,23 @@ def test_summary_is_mean_interval_and_spread():
     line = tables.summary(rows()).iloc[0]
     aurocs = 100 * np.array([1, 8 / 9])
     assert (line["auroc"], line["sd"]) == pytest.approx((aurocs.mean(), aurocs.std(ddof=1)))
-    assert line["low"] < line["auroc"] <= line["high"] <= 100
+    low, high = metrics.auroc_interval(LABELS, SCORES)         # all seeds together
+    assert (line["low"], line["high"]) == pytest.approx((100 * low, 100 * high))
     assert (line["seeds"], line["n_train"], line["n_test"], line["weights"]) == (2, 4, 6, "random")
     assert np.isnan([line["pixel_auroc"], line["pro"]]).all()
 
 
 def test_summary_of_one_seed_has_no_spread():
     assert np.isnan(tables.summary(rows(scores=SCORES[:1])).iloc[0]["sd"])
+
+
+def test_an_interval_in_words_or_none():
+    assert tables.interval({"low": 88.84, "high": 94.96}) == "88.8 to 95.0"
+    single = {"labels": [0, 1, 1, 1, 1, 1], "n_test_good": 1, "n_test_defective": 5}
+    line = tables.summary(rows(**single)).iloc[0]
+    assert np.isnan([line["low"], line["high"]]).all() and line["auroc"] == pytest.approx(100 * (1 + 8 / 9) / 2)
+    assert tables.interval(line) == "none: one kind has a single picture"
+    assert tables.beside("3.2", {DEFAULT: rows(**single)}).loc[DEFAULT, "95 % interval"] == tables.NO_INTERVAL
 
 
 def test_summary_has_a_line_per_configuration_category_and_data():
@@ -89,8 +100,8 @@ def test_beside_sets_measured_beside_the_thesis():
     facts = ["thesis AUROC %", "thesis ms", "measured ms", "weights"]
     assert line[facts].tolist() == [98.6911, 84.9782, 10, "random"]
     assert (line["measured AUROC %"], line["difference"]) == pytest.approx((measured, measured - 98.6911))
-    low, high = map(float, line["95 % interval"].split(" to "))
-    assert low <= measured <= high
+    low, high = metrics.auroc_interval(LABELS, SCORES)
+    assert line["95 % interval"] == f"{100 * low:.1f} to {100 * high:.1f}"
     assert table["measured ms"].tolist() == [10, 20]
     assert table["spread %"].tolist() == [5, 5]
 

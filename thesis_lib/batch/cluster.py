@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thesis_lib.batch.plan import BatchError, Task, files_of
+from thesis_lib.batch.plan import Task, files_of
+from thesis_lib.batch.values import BatchError
 from thesis_lib.batch.worker import Stop
 from thesis_lib.core import identity, paths, stamp
 

@@ -5,30 +5,25 @@ file to write. Notebooks are read here and never executed.
 """
 
 import ast
-import difflib
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from thesis_lib.batch import values
+from thesis_lib.batch.values import BatchError, known
 from thesis_lib.batch.worker import one_line
 from thesis_lib.core import files, identity, paths, stamp
-from thesis_lib.core.errors import ThesisError
+from thesis_lib.core.preprocess import pictures_in
 
-TYPES = ("bool", "int", "float", "str", "list", "dict", "None")
 SETTINGS: dict[str, type | tuple[type, ...]] = {
     "about": str, "timeout_s": (int, float), "defaults": dict, "notebooks": dict, "skip": list, "last": list,
     "every_category": list}
 Parameter = tuple[Any, str, str]                    # default, type and help, as a notebook declares it
-
-
-class BatchError(ThesisError):
-    """Names the notebook, parameter or file that is wrong, and what would be right."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +99,7 @@ def parameters_of(notebook: str | Path) -> dict[str, Parameter]:
         if name in declared:
             raise BatchError(f"{where}: {name} is assigned twice")
         rest = line.encode()[node.end_col_offset:].decode()             # the offset counts bytes
-        declared[name] = (_typed(f"{where}: {name}", default, annotation), annotation,
+        declared[name] = (values.typed(f"{where}: {name}", default, annotation), annotation,
                           rest.partition("#")[2].strip())
     return declared
 
@@ -114,6 +109,7 @@ def plan(profile: str, *, only: str | Sequence[str] = (), overrides: Mapping[str
          outputs: str | Path | None = None) -> list[Task]:
     """Tasks of a profile; any mistake in runs.yml, notebooks, `only` and `overrides` raises BatchError here.
 
+    Pictures that a profile names need not be here yet, since a batch may be planned for elsewhere: `run` asks for them.
     only: each "07", a full name or a unique prefix; default all.
     overrides: name -> text as typed after -p, or value; for the selected notebooks that declare the name.
     categories: of `every_category`, default those of the data folder.
@@ -127,34 +123,39 @@ def plan(profile: str, *, only: str | Sequence[str] = (), overrides: Mapping[str
         raise BatchError(f"{folder}: no notebook with a name like 07_patchcore_original.ipynb")
     declared = {stem: parameters_of(file) for stem, file in sources.items()}
     # 2. The profile, and whether all that it names is there.
-    settings, where = _profile(folder / "runs.yml", profile), f"runs.yml, {profile}"
+    profiles = _profiles(folder / "runs.yml")
+    settings, where = _settings(profiles, profile), f"runs.yml, {profile}"
     everywhere = {name for parameters in declared.values() for name in parameters}
     for name in settings["defaults"]:
-        _known(name, everywhere, f"{where}, defaults: no notebook has the parameter")
+        known(name, everywhere, f"{where}, defaults: no notebook has the parameter")
     for stem in [*settings["notebooks"], *settings["skip"], *settings["last"], *settings["every_category"]]:
-        _known(stem, sources, f"{where}: there is no notebook")
+        known(stem, sources, f"{where}: there is no notebook")
     # 3. What was typed: which notebooks, and parameters that one of them has at least.
     picked = _pick(only, [stem for stem in sources if stem not in settings["skip"]])
     selected = {name for stem in picked for name in declared[stem]}
     for name in overrides:
-        _known(name, selected, "-p: no selected notebook has the parameter")
+        known(name, selected, "-p: no selected notebook has the parameter")
     # 4. One task for each variant of each notebook; those that are not picked, too: a task waits for their records.
     target, tasks = Path(outputs or paths.executed(profile)).resolve(), []
     for stem, file in sources.items():
         variants: list[dict[str, Any]] = []
         for given in _variants(stem, declared[stem], settings, where, categories, overrides):
-            typed = overrides if stem in picked else {}
-            values = {}
-            for name, (_, annotation, _) in declared[stem].items():
+            typed = {name: overrides[name] for name in declared[stem] if name in overrides and stem in picked}
+            chosen: dict[str, Any] = {}
+            for name, parameter in declared[stem].items():
                 if name in typed:
-                    text = _from_text(typed[name], annotation)
-                    values[name] = _typed(f"-p {name}, {stem}", text, annotation)
+                    text = values.from_text(typed[name], parameter[1])
+                    chosen[name] = _right(f"-p {name}, {stem}", name, text, parameter, profiles)
                 elif name in given:
-                    values[name] = _typed(f"{where}: {stem}: {name}", given[name], annotation)
-            if values not in variants:                # -p can make two of them equal
-                variants.append(values)
-        tasks += [Task(file, stem + suffix, values, target / f"{stem}{suffix}.ipynb", settings["timeout_s"])
-                  for suffix, values in zip(_suffixes(variants), variants, strict=True)]
+                    chosen[name] = _right(f"{where}: {stem}: {name}", name, given[name], parameter, profiles)
+            effective = {name: default for name, (default, _, _) in declared[stem].items()} | chosen
+            values.check_together(f"-p, {stem}" if typed else f"{where}: {stem}", effective)
+            if typed.keys() & {"data", "category", "categories"}:       # else `run` looks for the pictures
+                values.check_pictures(f"-p, {stem}", effective)
+            if chosen not in variants:                # -p can make two of them equal
+                variants.append(chosen)
+        tasks += [Task(file, stem + suffix, variant, target / f"{stem}{suffix}.ipynb", settings["timeout_s"])
+                  for suffix, variant in zip(_suffixes(variants), variants, strict=True)]
     # 5. Those that collect come last, in their order, each after all before it.
     groups = [[task for task in tasks if task.notebook.stem not in settings["last"]]]
     groups += [[task for task in tasks if task.notebook.stem == stem] for stem in settings["last"]]
@@ -177,7 +178,7 @@ def _variants(stem: str, declared: Mapping[str, Parameter], settings: Mapping[st
         if not isinstance(variant, dict):
             raise BatchError(f"{where}: {stem}: {variant!r} is not a mapping of parameters")
     if stem in settings["every_category"]:
-        _known("category", declared, f"{where}, every_category: {stem} has no parameter")
+        known("category", declared, f"{where}, every_category: {stem} has no parameter")
         for_each = []
         for variant in variants:
             names = categories or _categories(settings["defaults"] | variant, overrides)
@@ -185,7 +186,7 @@ def _variants(stem: str, declared: Mapping[str, Parameter], settings: Mapping[st
         variants = for_each
     for variant in variants:
         for name in variant:
-            _known(name, declared, f"{where}: {stem} has no parameter")
+            known(name, declared, f"{where}: {stem} has no parameter")
     return [settings["defaults"] | variant for variant in variants]
 
 
@@ -201,31 +202,39 @@ def _tags(cell: Mapping[str, Any]) -> list[str]:
     return cell.get("metadata", {}).get("tags", [])
 
 
-def _known(name: str, known: Collection[str], message: str) -> None:
-    """BatchError with the nearest name, or all of them, for one that is not known."""
-    if name not in known:
-        close = difflib.get_close_matches(str(name), known, 1)
-        hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(sorted(known)) or 'none'}"
-        raise BatchError(f"{message} {name!r}; {hint}")
+def _right(where: str, name: str, value: Any, parameter: Parameter, profiles: Mapping[str, Any]) -> Any:
+    """The value of a parameter, of its type and one that its comment lists; a profile is one of runs.yml."""
+    _, annotation, comment = parameter
+    value = values.typed(where, value, annotation)
+    if name == "profile" and isinstance(value, str):
+        known(value, profiles, f"{where}: there is no profile")
+    if name == "weights" and not values.choices(comment)[0]:
+        comment = values.WEIGHTS
+    return values.listed(where, value, comment)
 
 
-def _profile(file: Path, profile: str) -> dict[str, Any]:
-    """The settings of a profile, checked, with those that it leaves out."""
+def _profiles(file: Path) -> dict[str, dict[str, Any]]:
+    """All that runs.yml holds, profile -> its settings."""
     try:
-        runs = yaml.safe_load(file.read_text(encoding="utf-8"))
-        _known(profile, runs, f"{file.name}: there is no profile")
-        given = {name: value for name, value in runs[profile].items() if value is not None}
+        profiles = yaml.safe_load(file.read_text(encoding="utf-8"))
+        return {profile: dict(given.items()) for profile, given in profiles.items()}
     except OSError:
         raise BatchError(f"{file}: not found; it defines the profiles") from None
     except (yaml.YAMLError, TypeError, AttributeError) as error:
         raise BatchError(f"{file}: must map profiles to settings; {one_line(str(error))}") from None
+
+
+def _settings(profiles: Mapping[str, Mapping[str, Any]], profile: str) -> dict[str, Any]:
+    """The settings of a profile, checked, with those that it leaves out."""
+    known(profile, profiles, "runs.yml: there is no profile")
+    given = {name: value for name, value in profiles[profile].items() if value is not None}
     for name, value in given.items():
-        _known(name, SETTINGS, f"{file.name}, {profile}: there is no setting")
+        known(name, SETTINGS, f"runs.yml, {profile}: there is no setting")
         fits = isinstance(value, SETTINGS[name])
         if not fits or (name == "timeout_s" and not value > 0):
-            raise BatchError(f"{file.name}, {profile}: {name} cannot be {value!r}")
+            raise BatchError(f"runs.yml, {profile}: {name} cannot be {value!r}")
     if "timeout_s" not in given:
-        raise BatchError(f"{file.name}, {profile}: timeout_s is missing (seconds for each notebook)")
+        raise BatchError(f"runs.yml, {profile}: timeout_s is missing (seconds for each notebook)")
     return {"defaults": {}, "notebooks": {}, "skip": [], "last": [], "every_category": []} | given
 
 
@@ -242,44 +251,6 @@ def _pick(only: str | Sequence[str], stems: Sequence[str]) -> set[str]:
     return picked
 
 
-def _kinds(annotation: str) -> set[str]:
-    """Names of the alternatives: "list[str] | None" -> {"list", "None"}."""
-    def walk(node: ast.expr) -> set[str]:
-        if isinstance(node, ast.BinOp):
-            return walk(node.left) | walk(node.right)
-        return {ast.unparse(node.value if isinstance(node, ast.Subscript) else node)}
-
-    return walk(ast.parse(annotation, mode="eval").body)
-
-
-def _from_text(value: Any, annotation: str) -> Any:
-    """What was typed after -p: kept for a text parameter, else read as YAML."""
-    kinds = _kinds(annotation)
-    none = "None" in kinds and value == "null"
-    if not isinstance(value, str) or ("str" in kinds and not none):
-        return value
-    with suppress(ValueError, yaml.YAMLError):
-        loaded = yaml.safe_load(value)
-        return float(loaded) if "float" in kinds and isinstance(loaded, str) else loaded  # YAML: 1e-3 is text
-    return value
-
-
-def _typed(where: str, value: Any, annotation: str) -> Any:
-    """The value, a whole number as float where that is wanted; BatchError where it is not of the type, or not JSON."""
-    kinds, kind = _kinds(annotation), "None" if value is None else type(value).__name__  # bool is no int
-    if not kinds <= set(TYPES):
-        raise BatchError(f"{where}: type {annotation} is not made of {', '.join(TYPES)}")
-    if kind == "int" and "int" not in kinds and "float" in kinds:
-        value, kind = float(value), "float"
-    try:
-        plain = json.loads(json.dumps(value, allow_nan=False)) == value
-    except (TypeError, ValueError):
-        plain = False
-    if kind not in kinds or not plain:
-        raise BatchError(f"{where}: must be {annotation}, not {value!r} ({kind})")
-    return value
-
-
 def _categories(given: Mapping[str, Any], overrides: Mapping[str, Any]) -> list[str]:
     """Categories of the data folder; where it is not there the single one that the profile names."""
     from thesis_lib.data.folders import categories
@@ -292,14 +263,14 @@ def _suffixes(variants: Sequence[Mapping[str, Any]]) -> list[str]:
     """'' for a single one, else the values in which they differ: '@granulate', '@seeds3-resnet34'."""
     if len(variants) == 1:
         return [""]
-    names = dict.fromkeys(name for values in variants for name in values)               # a set in their order
-    differing = [name for name in names if len({json.dumps(values.get(name)) for values in variants}) > 1]
+    names = dict.fromkeys(name for variant in variants for name in variant)             # a set in their order
+    differing = [name for name in names if len({json.dumps(variant.get(name)) for variant in variants}) > 1]
     texts = []
-    for values in variants:
+    for variant in variants:
         parts = []
         for name in differing:
-            if name in values:
-                parts.append(values[name] if isinstance(values[name], str) else f"{name}{values[name]}")
+            if name in variant:
+                parts.append(variant[name] if isinstance(variant[name], str) else f"{name}{variant[name]}")
         text = re.sub(r"[^\w.+]+", "-", "-".join(parts)).strip("-")[:60]
         texts.append(text or "default")
     clear = len(set(texts)) == len(texts)
@@ -326,8 +297,7 @@ def files_of(parameters: Mapping[str, Any]) -> list[Any]:
 def pictures_below(folder: str) -> int:
     """Pictures of a data folder as the parameter `data` names it; 0 where it is not there (demo: before it is made)."""
     place = paths.data() / Path(folder).expanduser()
-    pictures = place.rglob("*.[pjbtPJBT][npiNPI][gpfGPF]*")             # png, jpg, jpeg, bmp, tif, tiff
-    return sum("ground_truth" not in (file.parent.name, file.parent.parent.name) for file in pictures)
+    return sum("ground_truth" not in file.relative_to(place).parts for file in pictures_in(place, below=True))
 
 
 def read_json(file: str | Path) -> Any:

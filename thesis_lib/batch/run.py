@@ -27,7 +27,8 @@ from typing import Any
 import psutil
 
 from thesis_lib.batch import cluster
-from thesis_lib.batch.plan import BatchError, Task, parameters_of, read_json
+from thesis_lib.batch.plan import Task, parameters_of, read_json
+from thesis_lib.batch.values import BatchError, check_pictures
 from thesis_lib.batch.worker import Stop, execute, one_line
 from thesis_lib.core.threads import usable_cpus
 
@@ -49,12 +50,15 @@ def run(tasks: Sequence[Task], *, jobs: int = 1, scheduler: str | None = None, f
         report: Callable[[str], None] = print) -> list[Outcome]:
     """Execute the tasks that are not up to date (all with `force`), `jobs` at a time; outcomes in that order.
 
-    A failure does not stop the others. SIGINT and SIGTERM kill what runs and keep what is done. With jobs > 1
-    notebooks share the processor: the times that they measure are then not comparable with the thesis.
+    Pictures that are not here are refused before the start; a failure does not stop the others. SIGINT and SIGTERM kill
+    what runs and keep what is done. With jobs > 1 notebooks share the processor: the times that they measure are then
+    not comparable with the thesis.
     scheduler: address of a Dask scheduler, tcp://host:8786, whose workers execute the tasks instead.
     """
     if type(jobs) is not int or jobs < 1:
         raise BatchError(f"jobs: notebooks at a time, a whole number from 1, not {jobs!r}")
+    for task in tasks:
+        check_pictures(task.name, task.effective)
     for folder in {task.output.parent for task in tasks}:
         folder.mkdir(parents=True, exist_ok=True)
         _sweep(folder)
@@ -154,9 +158,13 @@ def table(outcomes: Sequence[Outcome]) -> str:
 
 
 def describe(tasks: Sequence[Task], *, force: bool = False) -> str:
-    """What `run` would do: state, time and memory of the last execution, parameters unlike the notebook's own."""
+    """What `run` would do: state, time and memory of the last execution, parameters unlike the notebook's own.
+
+    BatchError for pictures that are not here, as `run` would raise it.
+    """
     rows = []
     for task in tasks:
+        check_pictures(task.name, task.effective)
         record, current = read_json(task.record) or {}, not force and up_to_date(task)
         declared = parameters_of(task.notebook)
         changed = [f"{name}={value!r}" for name, value in task.parameters.items() if value != declared[name][0]]

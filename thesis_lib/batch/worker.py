@@ -58,7 +58,7 @@ def execute(notebook: Path, parameters: Mapping[str, Any], output: Path, *, time
         environment = {"OMP_NUM_THREADS": str(threads), **training, **os.environ, **waits,
                        # absolute, because the child has another current folder
                        "THESIS_DATA": str(paths.data()), "THESIS_OUTPUTS": str(paths.outputs()),
-                       "THESIS_ROWS": str(rows),
+                       "THESIS_ROWS": str(rows), "THESIS_PEAKS": str(scratch / "peaks"),
                        "THESIS_BATCH": "1",          # nobody watches: no bars, no widgets
                        "IPYTHONDIR": f"{folder}/ipython", "JUPYTER_RUNTIME_DIR": f"{folder}/runtime"}
         with open(scratch / "log", "wb") as log:
@@ -144,7 +144,7 @@ def _papermill(job: Mapping[str, Any]) -> tuple[str, str]:
     from jupyter_client import AsyncKernelManager
     from nbclient.exceptions import DeadKernelError
 
-    from thesis_lib.core.memory import peak_gb
+    from thesis_lib.core.memory import largest_child_gb
 
     class Manager(AsyncKernelManager):        # nbclient drops its manager, and the kernel's return code
         last: Any = None
@@ -168,7 +168,7 @@ def _papermill(job: Mapping[str, Any]) -> tuple[str, str]:
         state = "no kernel" if str(error).startswith(NO_KERNEL) else "failed"
         return state, one_line(f"{type(error).__name__}: {error}")
     # The largest process below this one is the kernel, and has ended.
-    executed["metadata"]["papermill"]["peak_memory_gb"] = round(peak_gb(children=True), 3)
+    executed["metadata"]["papermill"]["peak_memory_gb"] = round(largest_child_gb(Path(os.environ["THESIS_PEAKS"])), 3)
     papermill.iorw.write_ipynb(executed, target)
     problem = incomplete(executed["cells"], job["parameters"])
     return ("failed", problem) if problem else ("done", "")

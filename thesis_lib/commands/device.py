@@ -61,7 +61,7 @@ def _measure(args: argparse.Namespace) -> int:
               f"those at export (limit {100 * parity['limit']:.2g} %)")
         print(times(row["category"], row))
         facts = [f"first call {row['first_call_ms']:.1f} ms", f"loading {row['load_ms']:.0f} ms",
-                 f"peak memory {row['peak_memory_gb']:.2f} GB"]
+                 f"peak memory {_gb(row['peak_memory_gb'])}"]
         facts += [f"{name} {row['before'][name]} to {then}" for name, then in row["after"].items() if then is not None]
         print("  " + ", ".join(facts))
         for line in run.complaints(row):
@@ -100,6 +100,10 @@ def _detect(args: argparse.Namespace) -> int:
                 print(f"thesis: {run.map_of(file)}: {error.strerror}; the map is not written", file=sys.stderr)
                 failed += 1
     return exit_codes.after(failed, len(pictures) - failed)
+
+
+def _gb(size: float | None) -> str:
+    return "not told by this system" if size is None else f"{size:.2f} GB"
 
 
 def _engine(parser: argparse.ArgumentParser) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from thesis_lib.commands import device, exit_codes
+from thesis_lib.core import results
 from thesis_lib.core.errors import ThesisError
 from thesis_lib.core.preprocess import DataError, Preprocess
 
@@ -147,7 +148,7 @@ def _measured(args: argparse.Namespace, measure: Measure) -> int:
         together["image_auroc"] = sum(answer["image_auroc"] for answer in answers) / len(answers)
         print(f"mean of {len(answers)} categories: image AUROC {100 * together['image_auroc']:.1f} %")
     if args.json:
-        print(json.dumps(answers[0] if len(names) == 1 and answers else together))
+        print(json.dumps(results.plain(answers[0] if len(names) == 1 and answers else together)))
     return exit_codes.after(len(failed), len(answers))
 
 
@@ -167,24 +168,27 @@ def _evaluate(args: argparse.Namespace) -> int:
                   "sd": summary["sd"] / 100, "per_seed": rows["image_auroc"].tolist(),
                   "pixel_auroc": summary["pixel_auroc"] / 100, "pro": summary["pro"] / 100,
                   "n_train": int(summary["n_train"]), "n_test": int(summary["n_test"]),
-                  "peak_memory_gb": float(rows["peak_memory_gb"].max()), "rows": rows["id"].tolist()}
+                  "peak_memory_gb": rows["peak_memory_gb"].iloc[0] if len(rows) == 1 else None,
+                  "rows": rows["id"].tolist()}
         per_seed = " ".join(f"{100 * value:.1f}" for value in answer["per_seed"])
         warning = " (untrained: no statement about the method)" if summary["weights"] == "random" else ""
         print(f"{category.name}: image AUROC {100 * answer['image_auroc']:.1f} % "
-              f"(95 % interval {summary['low']:.1f} to {summary['high']:.1f}), {len(rows)} seeds {per_seed}, "
+              f"(95 % interval {tables.interval(summary)}), {len(rows)} seeds {per_seed}, "
               f"weights {summary['weights']}{warning}")
         if "training.best_on_test" in rows:
             print(f"{category.name}: after the last step; the best of the states on the way would have "
                   f"{100 * rows['training.best_on_test'].mean():.1f} %, chosen by the test pictures")
-        if category.has_masks:
+        if summary["pixel_auroc"] == summary["pixel_auroc"]:        # no NaN
             print(f"{category.name}: pixel AUROC {summary['pixel_auroc']:.1f} %, PRO {summary['pro']:.1f} %")
         else:
-            print(f"{category.name}: pixel AUROC and PRO n/a, not every anomalous picture has a mask")
+            print(f"{category.name}: pixel AUROC and PRO n/a, "
+                  + (f"no mask has a pixel at {preprocess.side}x{preprocess.side}" if category.has_masks
+                     else "not every anomalous picture has a mask"))
         if args.pictures:
             row = stage_times.measure_time(detector, category, preprocess, pictures=args.pictures, force=args.force)
             answer |= {"stage_ms": row["stage_ms"], "total_ms": row["total_ms"]}
             _print_times(category.name, row)
-        return {key: None if value != value else value for key, value in answer.items()}     # NaN is no JSON
+        return answer
 
     return _measured(args, measure)
 

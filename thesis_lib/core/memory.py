@@ -4,10 +4,13 @@ Sizes go in, an error with the ways out comes before anything is computed; batch
 """
 
 import mmap
+import os
+import re
 import sys
+import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import psutil
@@ -18,6 +21,7 @@ from thesis_lib.core.errors import ThesisError
 if TYPE_CHECKING:       # a device has no torch
     import torch
 
+STATUS, FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")       # of Linux, see `Peak`
 GROUPS = Path("/sys/fs/cgroup")         # where Linux keeps the limits of a group of processes
 SHARE = 0.75                            # of the memory, that a piece of work may take where nobody says how much
 
@@ -40,12 +44,46 @@ def check(needed_gb: float, limit_gb: float | None, what: str, instead: str) -> 
     return needed_gb
 
 
-def peak_gb(children: bool = False) -> float:
-    """Largest resident size of this process so far, or of the largest of those it has waited for."""
+class Peak:
+    """Largest resident size of this process from here on, `gb`: what it held already counts, what it has let go of
+    before does not. None where the system keeps one peak for the whole life of a process (macOS).
+
+    Linux forgets its peak when asked to. Those that are still watched, and the batch that started this process (file
+    THESIS_PEAKS), keep what would be forgotten.
+    """
+
+    _watched: ClassVar["weakref.WeakSet[Peak]"] = weakref.WeakSet()
+
+    def __init__(self) -> None:
+        self._before, self._told = 0.0, False
+        try:
+            highest = _high_water_gb()
+            for other in Peak._watched:
+                other._before = max(other._before, highest)
+            if file := os.environ.get("THESIS_PEAKS"):
+                with open(file, "a", encoding="utf-8") as log:
+                    log.write(f"{highest}\n")
+            FORGET.write_text("5")
+        except OSError:                 # not Linux, or a sandbox that lacks these files
+            return
+        self._told = True
+        Peak._watched.add(self)
+
+    @property
+    def gb(self) -> float | None:
+        return max(self._before, _high_water_gb()) if self._told else None
+
+
+def largest_child_gb(peaks: Path) -> float:
+    """Of the processes that this one has waited for, the largest resident size; `peaks` is their THESIS_PEAKS.
+
+    That of a process that was started from here is at least our own when it was.
+    """
     import resource  # Windows has none
 
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN if children else resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9      # KiB on Linux, bytes on macOS
+    largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+    noted = peaks.read_text(encoding="utf-8").split() if peaks.is_file() else []
+    return max([largest, *map(float, noted)])           # ru_maxrss is in bytes on macOS, in KiB on Linux
 
 
 def on_disk(batches: "Iterable[torch.Tensor]") -> np.memmap:
@@ -67,6 +105,14 @@ def release(array: np.ndarray) -> None:
     mapping = getattr(array, "_mmap", None)
     if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
         mapping.madvise(mmap.MADV_DONTNEED)
+
+
+def _high_water_gb() -> float:
+    """Largest resident size since it was last forgotten; OSError where the system does not say."""
+    match = re.search(r"^VmHWM:\s*(\d+) kB", STATUS.read_text(), re.MULTILINE)
+    if match is None:
+        raise OSError(f"{STATUS}: has no VmHWM")
+    return int(match[1]) * 1024 / 1e9
 
 
 def _group_limits(listing: Path = Path("/proc/self/cgroup")) -> Iterator[int]:

@@ -51,7 +51,12 @@ def make_row(kind: str, subject: Mapping[str, Any], values: Mapping[str, Any], m
     """A finished row with its stamp, in JSON's types; not stored."""
     row = {"kind": kind, "id": row_id(kind, subject), **subject, **values,
            "finished": datetime.now(UTC).isoformat(timespec="seconds"), "stamp": measured_with}
-    return json.loads(json.dumps(row, default=list))
+    return plain(row)
+
+
+def plain(values: Any) -> Any:
+    """The same in JSON's types; NaN and infinity, which JSON lacks, become None."""
+    return json.loads(json.dumps(values, default=list), parse_constant=lambda number: None)
 
 
 def path_of(row: Row) -> Path:

@@ -26,6 +26,7 @@ class Timing:
     first_call_s: float         # the very first pass, before any warm-up
     batch_size: int
     threads: int                # of the network while it ran
+    peak_gb: float | None = None        # largest resident size of the process meanwhile, where the system tells it
 
     @property
     def stage_ms(self) -> dict[str, float]:
@@ -51,7 +52,7 @@ class Timing:
         return {"stages": list(self.stages), "stage_ms": self.stage_ms, "total_ms": self.total_ms,
                 "spread": self.spread, "noisy": self.spread > SPREAD_LIMIT, "first_call_ms": self.first_call_s * 1e3,
                 "batch_size": self.batch_size, "threads": self.threads, "images_per_s": self.images_per_s,
-                "peak_memory_gb": memory.peak_gb(), "raw_s": np.round(self.seconds, 7).tolist()}
+                "peak_memory_gb": self.peak_gb, "raw_s": np.round(self.seconds, 7).tolist()}
 
 
 def protocol(stages: Mapping[str, Stage], images: Iterable[Any], *, warmup: int = 3, repeats: int = 5,
@@ -64,8 +65,8 @@ def protocol(stages: Mapping[str, Stage], images: Iterable[Any], *, warmup: int 
     >>> protocol({"square": np.square, "sum": np.sum}, pictures, repeats=5, threads=1).seconds.shape
     (7, 5, 2)
     """
-    if warmup < 0 or repeats < 1:
-        raise ThesisError(f"warmup={warmup}, repeats={repeats}: needs warmup >= 0 and repeats >= 1")
+    check(warmup, repeats)
+    peak = memory.Peak()
     seconds: list[list[list[float]]] = []       # [image][repeat][stage]
     first: float | None = None
     for batch in images:
@@ -77,7 +78,13 @@ def protocol(stages: Mapping[str, Stage], images: Iterable[Any], *, warmup: int 
         seconds.append([_walk(stages.values(), batch) for _ in range(repeats)])
     if first is None:
         raise ThesisError("no image to measure")
-    return Timing(tuple(stages), np.array(seconds), first, size, threads)
+    return Timing(tuple(stages), np.array(seconds), first, size, threads, peak.gb)
+
+
+def check(warmup: int, repeats: int) -> None:
+    """ThesisError for passes that cannot be."""
+    if warmup < 0 or repeats < 1:
+        raise ThesisError(f"warmup={warmup}, repeats={repeats}: needs warmup >= 0 and repeats >= 1")
 
 
 def interleaved(calls: Mapping[str, Stage], x: Any, *, rounds: int = 20, warmup: int = 1,

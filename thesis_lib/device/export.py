@@ -68,8 +68,8 @@ def export(detector: Detector, category: Category, preprocess: Preprocess, folde
     Raises ExportError for what a device cannot do, and BundleError where the finished bundle scores differently.
     """
     folder = Path(folder)
-    make = _check(detector, category, folder, quantile)
     preprocess = preprocess.decided(category.train)
+    make = _check(detector, category, preprocess, folder, quantile)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         work = Path(temporary) / "bundle"
@@ -107,9 +107,9 @@ def export(detector: Detector, category: Category, preprocess: Preprocess, folde
     return facts
 
 
-def _check(detector: Detector, category: Category, folder: Path,
+def _check(detector: Detector, category: Category, preprocess: Preprocess, folder: Path,
            quantile: float) -> Callable[..., Iterator[tuple[str, Made]]]:
-    """What makes the parts of this method."""
+    """What makes the parts of this method; what can be refused is refused before a picture is read."""
     if type(detector) not in RULES:
         raise ExportError(f"{detector.name}: has no bundle yet, only {', '.join(method.name for method in RULES)} have")
     rule = getattr(detector, "score", "max")
@@ -119,12 +119,15 @@ def _check(detector: Detector, category: Category, folder: Path,
         raise ThesisError(f"quantile={quantile}: needs more than 0, at most 1")
     if folder.exists():
         raise ExportError(f"{folder}: is there already; remove it, or write to another folder")
-    if isinstance(detector, EfficientAD):
-        return _networks
-    if len(category.train) < HELD_OUT:
-        raise ExportError(f"{len(category.train)} training pictures: needs at least {HELD_OUT}, since one in "
-                          f"{HELD_OUT} is held out for the threshold")
-    return _patches
+    engines.check_packages("int8")
+    learned_from = count = len(category.train)
+    if not isinstance(detector, EfficientAD):       # which holds out pictures itself
+        if count < HELD_OUT:
+            raise ExportError(f"{count} training pictures: needs at least {HELD_OUT}, since one in {HELD_OUT} is held "
+                              "out for the threshold")
+        learned_from -= count // HELD_OUT
+    detector.check_pictures(learned_from, preprocess.side)
+    return _networks if isinstance(detector, EfficientAD) else _patches
 
 
 def _as_measured(detector: Detector, engine: str) -> Detector:

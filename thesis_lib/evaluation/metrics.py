@@ -5,6 +5,7 @@ Labels (0 nominal, 1 anomalous) or masks and scores or maps go in, plain floats 
 Letters: n pictures, S seeds, H, W pixels, d defect pixels of all pictures.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -36,6 +37,7 @@ def auroc_interval(labels: ArrayLike, scores: ArrayLike, *, level: float = 0.95,
     """Percentile bootstrap over the test pictures, each class resampled by itself.
 
     scores (n,) or (S, n): with several seeds the mean AUROC over the seeds is resampled, all on the same pictures.
+    (nan, nan) where a class has a single picture: drawn again, that is always itself, so there is no interval.
 
     So few pictures say next to nothing:
 
@@ -52,6 +54,7 @@ def auroc_difference(labels: ArrayLike, scores: ArrayLike, baseline: ArrayLike, 
     """Mean AUROC of scores minus that of baseline, each (n,) or (S, n), and its interval: (difference, low, high).
 
     Paired: every resample takes the same pictures for both, so that what both find hard does not widen the interval.
+    low and high are nan where a class has a single picture, as in `auroc_interval`.
     """
     rows, others = (np.atleast_2d(np.asarray(values, dtype=np.float64)) for values in (scores, baseline))
     # Mean of the first minus mean of the second: a weighted sum of the AUROCs of all rows together.
@@ -105,10 +108,12 @@ def _false_alarms(masks: np.ndarray, maps: np.ndarray) -> tuple[np.ndarray, np.n
 
 def _interval(labels: ArrayLike, scores: np.ndarray, weights: np.ndarray, level: float, resamples: int,
               seed: int) -> tuple[float, float]:
-    """Bootstrap interval of the weighted sum of the AUROCs of scores (S, n)."""
+    """Bootstrap interval of the weighted sum of the AUROCs of scores (S, n); NaN where there is none."""
     for row in scores:
         labels, _ = _checked(labels, row, None)
     good, bad = (np.flatnonzero(np.asarray(labels) == value) for value in (0, 1))
+    if min(len(good), len(bad)) < 2:
+        return math.nan, math.nan
 
     def combined(good_rows: np.ndarray, bad_rows: np.ndarray, axis: int = -1) -> np.ndarray:
         """Of resampled pictures, numbers (resamples, a) of nominal and (resamples, b) of anomalous ones."""

@@ -6,6 +6,7 @@ all that gather alike, and the leading stages on the test pictures for all of th
 """
 
 import itertools
+import logging
 import time
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import asdict, replace
@@ -31,6 +32,7 @@ from thesis_lib.networks.maps import Extracted, Stored, keepable
 if TYPE_CHECKING:       # rows of other methods must not depend on the code of a training
     from thesis_lib.methods.trained import Trained
 
+log = logging.getLogger("thesis_lib")
 POINTS = 200            # of a loss curve in a row, each the mean of the steps since the last one
 Key = tuple[str, int]                                   # name of a detector and seed
 Groups = Sequence[Sequence[Key]]                        # of one network; a group gathers the same from its features
@@ -41,6 +43,12 @@ K = TypeVar("K", bound=Hashable)
 def evaluate(detector: Detector, category: Category, preprocess: Preprocess, *, seeds: Sequence[int] | int = 5,
              pixels: bool = True, batch_size: int = 8, force: bool = False) -> pd.DataFrame:
     """One row per seed: image AUROC with interval, pixel AUROC and PRO where every defect has a mask, all scores.
+
+    A number that cannot be had is None: the interval where a class has a single picture, the pixel metrics where no
+    pixel of a mask is left after the resize.
+    peak_memory_gb is the largest resident size of the process while the row was made, without what was found on disk;
+    None where several rows came from the same work (more than one seed or detector of a network): it would be true of
+    none of them.
 
     As the thesis averages over five memory banks made from the same patches, features are extracted once and
     `learn` runs per seed. Finished rows are read from outputs/results instead (force measures them again).
@@ -65,18 +73,23 @@ def evaluate_many(detectors: Mapping[str, Detector], category: Category, preproc
     wanted = {name: seeds if detector.seeded else seeds[:1] for name, detector in detectors.items()}
     subjects = {(name, seed): subject(detectors[name], category, preprocess, seed=seed, module=__name__)
                 for name in detectors for seed in wanted[name]}
-    pixels = pixels and category.has_masks
     rows: dict[Key, results.Row] = {}
     if not force:
-        for key, facts in subjects.items():
-            row = results.find("auroc", facts)
-            if row and not (pixels and row["pixel_auroc"] is None):
-                rows[key] = row
-    missing = [key for key in subjects if key not in rows]
+        found = {key: results.find("auroc", facts) for key, facts in subjects.items()}
+        rows = {key: row for key, row in found.items() if row}
+    # A stored row without pixel metrics is measured again where they are asked for and can be had.
+    lacking = [key for key in subjects if key not in rows or rows[key]["pixel_auroc"] is None]
+    masks = _masks(category, preprocess) if pixels and lacking else None
+    missing = [key for key in lacking if key not in rows or masks is not None]
     if missing:
-        metrics.image_auroc(category.labels, np.zeros(len(category.test)))     # one class only: say so before the work
+        # One class only, or more asked of the training pictures than there is: said before the work.
+        metrics.image_auroc(category.labels, np.zeros(len(category.test)))
+        for name in dict.fromkeys(name for name, _ in missing):
+            detectors[name].check_pictures(len(category.train), preprocess.side)
     for groups in by_network(detectors, missing):
-        for key, values in _measure(detectors, groups, category, preprocess, batch_size, pixels):
+        peak = memory.Peak() if sum(map(len, groups)) == 1 else None
+        for key, values in _measure(detectors, groups, category, preprocess, batch_size, masks):
+            values["peak_memory_gb"] = peak and peak.gb
             rows[key] = results.save("auroc", subjects[key], values)
     return {name: pd.json_normalize([rows[name, seed] for seed in wanted[name]]) for name in detectors}
 
@@ -123,19 +136,18 @@ def extract(detectors: Mapping[str, Detector], groups: Groups,
 
 
 def _measure(detectors: Mapping[str, Detector], groups: Groups, category: Category, preprocess: Preprocess,
-             batch_size: int, pixels: bool) -> Iterator[tuple[Key, dict[str, Any]]]:
-    """Yield ((name, seed), values of its row) for detectors of the same network."""
+             batch_size: int, masks: np.ndarray | None) -> Iterator[tuple[Key, dict[str, Any]]]:
+    """Yield ((name, seed), values of its row) for detectors of the same network; masks (n, H, W) where pixels count."""
     network, (train, test) = extract(detectors, groups, Pictures(category.train, preprocess, batch_size),
                                      Pictures(category.test, preprocess, batch_size))
     names = [f"{sample.defect}/{sample.path.name}" for sample in category.test]
-    masks = np.stack([preprocess.mask(sample) for sample in category.test]) if pixels else None
     counts = {"n_train": len(category.train), "n_test_good": int((category.labels == 0).sum()),
               "n_test_defective": int(category.labels.sum())}
     for keys in groups:
         # 1. One detector per (name, seed), all from what one of them gathers.
         fitted, fit_s = fit(detectors, keys, network, train)
         # 2. Scores of the test pictures, and the maps where pixels count.
-        scores, predictions = _score(fitted, test, pixels)
+        scores, predictions = _score(fitted, test, masks is not None)
         # 3. Scores of the states that a training has kept on the way; the last one of them is what 2. has scored.
         states = {(key, step): cast("Trained", detector).at(step)
                   for key, detector in fitted.items() for step in _steps(detector)[:-1]}
@@ -147,9 +159,22 @@ def _measure(detectors: Mapping[str, Detector], groups: Groups, category: Catego
             by_step = {step: earlier.get((key, step), scores[key]) for step in _steps(fitted[key])}
             if by_step:
                 values["training"] = _training(cast("Trained", fitted[key]), by_step, category.labels)
-            values |= {"fit_s": fit_s[key], "peak_memory_gb": memory.peak_gb(), "labels": category.labels.tolist(),
-                       "scores": scores[key].tolist(), "names": names}
+            values |= {"fit_s": fit_s[key], "labels": category.labels.tolist(), "scores": scores[key].tolist(),
+                       "names": names}
             yield key, values
+
+
+def _masks(category: Category, preprocess: Preprocess) -> np.ndarray | None:
+    """Masks (n, H, W) of the test pictures; None where an anomalous one has none, or where no pixel is left of any."""
+    if not category.has_masks:
+        return None
+    masks = np.stack([preprocess.mask(sample) for sample in category.test])
+    gone = int((category.labels.astype(bool) & ~masks.any(axis=(1, 2))).sum())
+    if gone:
+        log.warning("%s: %d of %d masks have no pixel at %dx%d; there are no pixel metrics without any, else these "
+                    "pictures count as good in them", category.name, gone, category.labels.sum(), preprocess.side,
+                    preprocess.side)
+    return masks if masks.any() else None
 
 
 def fit(detectors: Mapping[str, Detector], keys: Sequence[Key], network: Trunk,
@@ -237,7 +262,7 @@ def _training(detector: "Trained", scores: Mapping[int, np.ndarray], labels: np.
 
 def _quality(labels: np.ndarray, scores: np.ndarray, names: Sequence[str], masks: np.ndarray | None,
              predictions: Sequence[Prediction] | None, side: int) -> dict[str, Any]:
-    """AUROC with its interval; pixel AUROC and PRO where there are masks, else None."""
+    """AUROC with its interval, NaN where there is none; pixel AUROC and PRO where there are masks, else None."""
     auroc = metrics.image_auroc(labels, scores, names)          # first: its error names the pictures
     low, high = metrics.auroc_interval(labels, scores)
     values = {"image_auroc": auroc, "image_auroc_low": low, "image_auroc_high": high, "pixel_auroc": None, "pro": None}

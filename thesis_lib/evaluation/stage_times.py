@@ -50,6 +50,7 @@ def measure_times(detectors: Mapping[str, Detector], category: Category, preproc
     """`measure_time` for several detectors, one after the other; for those still to be fitted a network runs once."""
     if pictures < 1 or batch_size < 1:
         raise ThesisError(f"pictures={pictures}, batch_size={batch_size}: both need at least 1")
+    timing.check(warmup, repeats)
     preprocess = preprocess.decided(category.train)
     protocol = {"pictures": pictures, "warmup": warmup, "repeats": repeats, "batch_size": batch_size,
                 "threads": threads or torch.get_num_threads(), "cpu": stamp.cpu_model()}
@@ -66,6 +67,8 @@ def measure_times(detectors: Mapping[str, Detector], category: Category, preproc
         timed = [paths[i % len(paths)] for i in range(pictures * batch_size)]
         images = torch.stack([load_image(path, preprocess) for path in timed]).split(batch_size)
         unfitted = [(name, detectors[name].seed) for name in missing if not _fitted(detectors[name])]
+        for name, _ in unfitted:
+            detectors[name].check_pictures(len(category.train), preprocess.side)
         for groups in scores.by_network(detectors, unfitted):
             network, (maps,) = scores.extract(detectors, groups, Pictures(category.train, preprocess))
             for keys in groups:
@@ -83,6 +86,8 @@ def compare(detectors: Mapping[str, Detector], category: Category, preprocess: P
     A detector whose weights are not at hand has no rows; it is timed with random ones: run time does not depend on
     their values.
     """
+    if pictures < 0:
+        raise ThesisError(f"pictures={pictures}: needs at least 1, or 0 to time none")
     networks = {(detector.backbone, detector.levels, detector.weights) for detector in detectors.values()}
     at_hand = {network for network in networks if backbones.at_hand(*network)}
     complete = {name: detector for name, detector in detectors.items()

@@ -24,6 +24,7 @@ from thesis_lib.core import files, parameters
 from thesis_lib.core.errors import NotFittedError, ThesisError
 from thesis_lib.core.parameters import parameter
 from thesis_lib.core.preprocess import Preprocess, Sample
+from thesis_lib.data.pictures import Pictures
 from thesis_lib.networks import backbones, engines
 from thesis_lib.networks.maps import Extracted, Stored
 from thesis_lib.networks.torch_setup import check_finite
@@ -117,7 +118,10 @@ class Detector(_Offered):
         return self.learn(self.collect(images))
 
     def collect(self, images: Iterable[torch.Tensor]) -> Any:
-        """Load the network, then `gather_nominal`."""
+        """Load the network, then `gather_nominal`; of `Pictures` it is checked beforehand what can be."""
+        if isinstance(images, Pictures):
+            _only_training(images.samples)
+            self.check_pictures(len(images.samples), images.preprocess.side)
         self.backbone_ = self.network(self.levels, images)
         return self.gather_nominal(Extracted(self.backbone_, images))
 
@@ -127,6 +131,16 @@ class Detector(_Offered):
         collected = self.gather(maps)
         self.image_size_, self.preprocess_ = maps.image_size, maps.preprocess
         return collected
+
+    def check_pictures(self, count: int, side: int) -> None:
+        """ThesisError for what so many training pictures of side x side pixels cannot give these parameters.
+
+        Whoever is about to read them asks first: the network must not see all of them to say what was known before.
+        """
+        if count < 1:
+            raise ThesisError("fit was given no pictures")
+        engines.check_packages(self.engine)
+        backbones.maps(self.backbone, self.levels, side)
 
     @property
     def levels(self) -> tuple[int, ...]:
@@ -275,6 +289,16 @@ class PatchDetector(Detector):
     def embed_of(self) -> Original | Pooled:
         """Feature maps {level: (B, C, h, w)} -> Patches, as the parameters say."""
         return parse(self.embedding, self.join)
+
+    def shape(self, side: int) -> tuple[int, int]:
+        """(P, D) of a picture of side x side pixels before there is one; ThesisError where the maps give no patches."""
+        features = backbones.maps(self.backbone, self.levels, side)
+        _, places, dim = self.embed_of()({level: features[level] for level in self.layers}).vectors.shape
+        return places, dim
+
+    def check_pictures(self, count: int, side: int) -> None:
+        super().check_pictures(count, side)
+        self.shape(side)
 
 
 def _only_training(samples: Iterable[Sample]) -> None:

@@ -106,6 +106,14 @@ class EfficientAD(Trained):
         maps["combined"] = (maps["local"] + maps["global"]) / 2
         return maps
 
+    def check_pictures(self, count: int, side: int) -> None:
+        super().check_pictures(count, side)
+        if count < 2:
+            raise ThesisError(f"{count} training picture: one is held out, so it needs at least 2")
+        autoencoder.check(torch.empty(1, 3, side, side, device="meta"))
+        if self.penalty != "none":
+            sources.parse(self.penalty, side, 1)
+
     def gather(self, maps: Extracted | Stored) -> TaughtPictures:
         """All pictures and what the teacher says of them, in an unnamed file on disk."""
         def rows() -> Iterator[torch.Tensor]:
@@ -114,8 +122,7 @@ class EfficientAD(Trained):
                 yield torch.cat([images.flatten(1), features[1].flatten(1)], dim=1)
 
         collected = memory.on_disk(rows())
-        if len(collected) < 2:
-            raise ThesisError(f"{len(collected)} training picture: one is held out, so it needs at least 2")
+        self.check_pictures(len(collected), self.side_)
         # A row of the file is a picture (3 * side * side), then its maps (C * h * w).
         pixels, grid = 3 * self.side_ ** 2, self.side_ // 4 - 2 * RIM
         return TaughtPictures(collected[:, :pixels].reshape(-1, 3, self.side_, self.side_),

@@ -63,6 +63,11 @@ class PaDiM(PatchDetector):
 
         return {"extraction": self.extract, "embedding": self.embed_of(), "search": search, "score": score}
 
+    def check_pictures(self, count: int, side: int) -> None:
+        super().check_pictures(count, side)
+        self._check_count(count)
+        self._check(*self.shape(side))
+
     def gather(self, maps: Extracted | Stored) -> np.ndarray:
         """All channels of all positions (N, P, D) float32, in an unnamed file on disk, whatever the seed keeps."""
         embed = self.embed_of()
@@ -78,8 +83,7 @@ class PaDiM(PatchDetector):
     def learn(self, collected: np.ndarray) -> Self:
         """Mean and covariance of every position in float64, one block of positions after the other."""
         n, positions, total = collected.shape
-        if n < 2:
-            raise ThesisError(f"{n} training picture: a covariance needs at least 2")
+        self._check_count(n)
         d = self._check(positions, total)
         rng = np.random.default_rng(self.seed)
         self.channels_ = torch.from_numpy(np.sort(rng.choice(total, d, replace=False)))
@@ -115,6 +119,10 @@ class PaDiM(PatchDetector):
     def _deviations(self, patches: Patches) -> torch.Tensor:
         """y - mu, (B, P, d)."""
         return patches.vectors[..., self.channels_] - self.mean_
+
+    def _check_count(self, pictures: int) -> None:
+        if pictures < 2:
+            raise ThesisError(f"{pictures} training picture: a covariance needs at least 2")
 
     def _check(self, positions: int, total: int) -> int:
         """Channels kept of all, or an error where there are fewer or their factors do not fit into memory."""

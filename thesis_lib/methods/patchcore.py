@@ -106,6 +106,14 @@ class PatchCore(PatchDetector):
         k = scoring.RULES[self.score].searched(self.neighbours)
         return k, *(value for name, value in self.parameters().items() if name not in ("score", "neighbours"))
 
+    def check_pictures(self, count: int, side: int) -> None:
+        super().check_pictures(count, side)
+        places, dim = self.shape(side)
+        rows = coreset.size(self.bank, count * places)
+        if scoring.RULES[self.score].weighted and self.neighbours > rows:
+            raise ThesisError(f"neighbours={self.neighbours}: needs at most {rows}, the rows of bank={self.bank}")
+        coreset.check_memory(count * places, dim, self.memory_limit_gb, self.projection)
+
     def gather(self, maps: Extracted | Stored) -> np.ndarray:
         """Patches of all pictures (N, D) float32, in an unnamed file on disk, so that memory stays bounded."""
         self.keeps_, embed = maps.keeps, self._embedding()

@@ -108,6 +108,13 @@ class SPADE(PatchDetector):
     def levels(self) -> tuple[int, ...]:
         return tuple(sorted({*self.layers, self._pooled_level}))
 
+    def check_pictures(self, count: int, side: int) -> None:
+        super().check_pictures(count, side)
+        self._check_k(count)
+        places, _ = self.shape(side)
+        if self.kappa > self.k * places:
+            raise ThesisError(f"kappa={self.kappa}: the gallery of k={self.k} pictures has {self.k * places} patches")
+
     def gather(self, maps: Extracted | Stored) -> np.ndarray:
         """Pooled vector and feature maps of each picture in one row (N, F) float32, in an unnamed file on disk."""
 
@@ -120,8 +127,7 @@ class SPADE(PatchDetector):
         return memory.on_disk(rows())
 
     def learn(self, collected: np.ndarray) -> Self:
-        if self.k > len(collected):
-            raise ThesisError(f"k={self.k}: needs 1 to {len(collected)}, the training pictures")
+        self._check_k(len(collected))
         self.pictures_ = collected                                                  # (N, F)
         width = self.backbone_.channels[self._pooled_level]                         # the vector is the row's begin
         self.search_ = self._engine().fit(torch.from_numpy(np.array(collected[:, :width])))
@@ -142,6 +148,10 @@ class SPADE(PatchDetector):
         """`pooled`, which is no longer None when the detector is there."""
         assert self.pooled is not None
         return self.pooled
+
+    def _check_k(self, count: int) -> None:
+        if self.k > count:
+            raise ThesisError(f"k={self.k}: needs 1 to {count}, the training pictures")
 
     def _engine(self) -> Search:
         return search.ENGINES[self.search](self.distance, self.search_threads)

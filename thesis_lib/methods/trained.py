@@ -52,6 +52,10 @@ class Trained(Detector):
         if self.precision == "auto":        # what a row names is what was used
             self.precision = "bfloat16" if has_bfloat16(self.torch_device) else "float32"
 
+    def check_pictures(self, count: int, side: int) -> None:
+        super().check_pictures(count, side)
+        check_torch_device(self.torch_device)
+
     def architecture(self) -> nn.ModuleDict:
         """The networks that are trained, freshly initialised; depends on the parameters and `backbone_` alone."""
         raise NotImplementedError

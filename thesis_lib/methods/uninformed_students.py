@@ -27,7 +27,6 @@ from thesis_lib.methods.trained import PRECISION_HELP, Optimizers, Schedules, Tr
 from thesis_lib.networks import backbones, patchnets
 from thesis_lib.networks.maps import Extracted, Stored
 from thesis_lib.networks.patchnets import PatchNetwork
-from thesis_lib.networks.torch_setup import check_torch_device
 from thesis_lib.training import sources, teachers
 
 Compared = list[tuple[torch.Tensor, torch.Tensor]]      # regression error e and predictive variance v of every p
@@ -103,15 +102,19 @@ class UninformedStudents(Trained):
 
         return {"extraction": outputs, "score": score}
 
+    def check_pictures(self, count: int, side: int) -> None:
+        super().check_pictures(count, side)
+        if count < 2:
+            raise ThesisError(f"{count} training picture: one is held out, so it needs at least 2")
+        if side < max(self.patch_sizes):
+            raise ThesisError(f"images of {side}x{side} pixels: patch_sizes={self.patch_sizes} do not fit into them")
+        if self.source != "nominal":
+            sources.parse(self.source, 4 * max(self.patch_sizes), 1)
+
     def gather(self, maps: Extracted | Stored) -> TaughtPatches:
         """All pictures, and what the teachers say of them, on disk; teachers that are not at hand are distilled."""
-        check_torch_device(self.torch_device)
         images = memory.on_disk(maps.pictures())
-        if len(images) < 2:
-            raise ThesisError(f"{len(images)} training picture: one is held out, so it needs at least 2")
-        if min(images.shape[2:]) < max(self.patch_sizes):
-            raise ThesisError(f"images of {images.shape[2]}x{images.shape[3]} pixels: patch_sizes={self.patch_sizes} "
-                             "do not fit into them")
+        self.check_pictures(len(images), min(images.shape[2:]))
         self.teachers_ = nn.ModuleDict({f"teacher{p}": self._teacher(p, images) for p in self.patch_sizes})
 
         @torch.no_grad()

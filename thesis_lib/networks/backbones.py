@@ -213,6 +213,15 @@ def shapes(name: str, layers: Sequence[int]) -> tuple[dict[int, int], dict[int, 
 
 
 @cache
+def maps(name: str, layers: tuple[int, ...], side: int) -> Features:
+    """{level: (1, C, h, w)} of a picture of side x side pixels, tensors without storage: shapes before any work."""
+    with torch.device("meta"), torch.no_grad():
+        image = torch.empty(1, 3, side, side)
+        check_images(name, image)
+        return dict(zip(layers, _walk(_trunk(name, layers).eval(), layers, image, "output"), strict=True))
+
+
+@cache
 def _pyramid(name: str) -> dict[int, tuple[int, int]]:
     """(channels, stride) of every level, read off tensors without storage; a PDN cuts a rim off."""
     pyramid = {}

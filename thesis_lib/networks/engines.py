@@ -90,6 +90,13 @@ def check(engine: str, calibration: int) -> None:
         raise ThesisError(f"calibration={calibration}: needs at least 1 picture")
 
 
+def check_packages(engine: str) -> None:
+    """EngineError where a package is missing that the engine needs."""
+    if engine != "eager":
+        for package in ("onnx", "onnxruntime"):
+            _package(package)
+
+
 def build(name: str, layers: Sequence[int], weights: str = "imagenet", engine: str = "eager",
           images: Iterable[torch.Tensor] | None = None, calibration: int = 100,
           tap: str = "output") -> backbones.Backbone | Exported:

@@ -135,8 +135,8 @@ def show(detector: Detector, root: Path, category: Category, preprocess: Preproc
         display(panel(detector, root, category, preprocess, backbones))
         return
     view = view_of(detector, category, preprocess)
-    anomalous = np.flatnonzero(view.category.labels)
-    index = int(anomalous[np.argsort(view.scores[anomalous])[len(anomalous) // 2]])
+    chosen = np.flatnonzero(view.category.labels == view.category.labels.max())     # anomalous ones where there are any
+    index = int(chosen[np.argsort(view.scores[chosen])[len(chosen) // 2]])
     print(view.verdict(index, view.usual))
     display(view.figure(index))
     display(view.curve(index, view.usual))

@@ -19,6 +19,7 @@ from thesis_lib.evaluation.thesis import STAGES, bars_of
 from thesis_lib.networks import weightfiles
 
 NEEDED = "needs ImageNet weights"
+NO_INTERVAL = "none: one kind has a single picture"
 
 
 def all_rows() -> pd.DataFrame:
@@ -45,7 +46,8 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     """One line per configuration and category from the rows of `evaluate`, in the order they came.
 
     auroc is the mean over the seeds in %, low and high its 95 % bootstrap interval over the test pictures (all seeds
-    resampled together), sd the spread over the seeds in percentage points.
+    resampled together), sd the spread over the seeds in percentage points. NaN where there is none; `interval` says it
+    in words.
     """
     lines = []
     for (configuration, category, _), group in rows.groupby(["configuration", "category", "data"], sort=False):
@@ -58,6 +60,11 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
             "pixel_auroc": _percent(group, "pixel_auroc"), "pro": _percent(group, "pro"),
             "n_train": first["n_train"], "n_test": first["n_test_good"] + first["n_test_defective"]})
     return pd.DataFrame(lines)
+
+
+def interval(line: Mapping[str, Any] | pd.Series) -> str:
+    """low and high of a line of `summary` in words, "88.8 to 94.9", or why there are none."""
+    return NO_INTERVAL if np.isnan(line["low"]) else f"{line['low']:.1f} to {line['high']:.1f}"
 
 
 def beside(figure: str, measured: Mapping[str, pd.DataFrame], times: Mapping[str, dict] | None = None,
@@ -77,7 +84,7 @@ def beside(figure: str, measured: Mapping[str, pd.DataFrame], times: Mapping[str
                 "95 % interval": "", "sd over seeds": np.nan, "difference": np.nan, "weights": NEEDED}
         if label in measured:
             mean = summary(measured[label]).iloc[0]
-            line |= {"measured AUROC %": mean["auroc"], "95 % interval": f"{mean['low']:.1f} to {mean['high']:.1f}",
+            line |= {"measured AUROC %": mean["auroc"], "95 % interval": interval(mean),
                      "sd over seeds": mean["sd"], "difference": mean["auroc"] - bars.loc[label, column],
                      "weights": mean["weights"]}
         if times:
