@@ -333,7 +333,7 @@ def test_a_loaded_detector_prepares_pictures_and_scores_alone(name, pad, tmp_pat
 
 def test_plain_batches_leave_their_size_and_no_preprocessing(name, pad, small, tmp_path):
     detector = make(name).fit(data.Pictures(pad.train, small))
-    assert detector.preprocess_ == small
+    assert detector.preprocess_ == small.decided(pad.train)
     loaded = METHODS[name].load(detector.fit(TRAIN).save(tmp_path / "detector.safetensors"))
     assert detector.preprocess_ is loaded.preprocess_ is None
     assert loaded.image_size_ == detector.image_size_ == (64, 64)
