@@ -210,7 +210,8 @@ def test_shared_stages_do_not_depend_on_the_seed(name):
 def test_training_pictures_score_lower_than_others(name):
     if name == "efficientad":
         pytest.skip("two steps: it has not learned the pictures, and noise of the same kind would be no anomaly")
-    detector = fitted(name, **{"patchcore": {"bank": "100%"}, "spade": {"k": 1}}.get(name, {}))
+    more = {"patchcore": {"bank": "100%"}, "spade": {"k": 1}, "simplenet": {"epochs": 4}}
+    detector = fitted(name, **more.get(name, {}))
     others = 4 * TEST if isinstance(detector, Trained) else TEST
     assert detector.predict(torch.cat(TRAIN)).score.max() < detector.predict(others).score.min()
 
@@ -244,7 +245,7 @@ def test_engines_score_alike_and_are_saved(quantised, engine, tmp_path):
     rows = {"patchcore": {"bank": "100%"},
             "simplenet": {"adaptor_rate": 1e-6, "discriminator_rate": 1e-5}}.get(name, {})
     eager, other = fitted(name, **rows), fitted(name, engine=engine, **rows)
-    tolerance = {"fast": 1e-3, "int8": {"spade": 0.3, "efficientad": 0.2}.get(name, 0.1)}[engine]
+    tolerance = {"fast": 1e-3, "int8": {"spade": 0.3, "efficientad": 0.2, "simplenet": 0.15}.get(name, 0.1)}[engine]
     for a, b in zip(answers(other), answers(eager), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=tolerance * b.max().item())
     loaded = METHODS[name].load(other.save(tmp_path / "detector.safetensors"))
