@@ -66,7 +66,6 @@ def test_distances_scores_and_maps_with_the_whole_bank(inputs, name, engine):
     check(rows.view(3, 8, 8), expected["nearest_row"], rtol=0.0)
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="Original has one width for the levels and for the result")
 def test_the_two_widths_of_the_ensembles(inputs):
     for split, features in zip(("train", "test"), inputs, strict=True):
         vectors, _ = Original(384, 1024)(levels(features, torch.float64))

@@ -21,8 +21,6 @@ GOLDEN = golden("pdn_distillation")
 CLOSE = {"rtol": 1e-10, "atol": 1e-12, "of_sum": 1e-9}
 LEVELS = {2: (512, 64, 64), 3: (1024, 32, 32)}
 BATCHES = ((4, 5), (6, 7), (8, 9))
-two_widths = pytest.mark.xfail(strict=True, raises=AssertionError, reason=(
-    "the reference pools each level to 1024 numbers and both together to 384, PatchTarget to 384 both times"))
 
 
 def marked(*numbers):
@@ -51,7 +49,6 @@ def test_the_padded_network_of_the_first_weights():
     check(network(picture(2004)[None])[0], GOLDEN["first_prediction"], **CLOSE)
 
 
-@two_widths
 def test_target():
     check(PatchTarget(teacher)(marked(4))[0], GOLDEN["target"], **CLOSE)
 
@@ -67,7 +64,6 @@ def test_384_numbers_both_times_are_another_target():
     assert np.sqrt(np.square(apart).mean()) == pytest.approx(0.0251, abs=1e-4)
 
 
-@two_widths
 @pytest.mark.slow
 def test_statistics_and_three_steps(monkeypatch, tmp_path):
     target = PatchTarget(teacher).standardise([marked(0, 1), marked(2, 3)])
