@@ -176,12 +176,14 @@ def test_the_bundled_network_saw_these_pictures(index, labels):
 
 
 def test_first_steps_are_those_that_they_always_were(tmp_path):
-    """First weights, pictures and places found again: each moves these losses. Recorded as the labels above."""
-    train(dataclasses.replace(TINY, precision="float32"), tmp_path / "w.safetensors", limit=3)
+    """First weights, pictures and places found again: each moves these losses. Recorded as the labels above.
+
+    Two steps: from the third on, the roundings of one processor have grown to a hundredth of another's loss.
+    """
+    train(dataclasses.replace(TINY, precision="float32"), tmp_path / "w.safetensors", limit=2)
     found = torch.load(tmp_path / "w.checkpoint", weights_only=True)["course"]["losses"]
-    expected = {"naming 2": [3.29641, 3.17336, 3.07211], "naming 3": [3.13396, 3.20977, 3.25960],
-                "naming 4": [3.63749, 3.29320, 4.21552], "finding 1": [0.81495, 0.87766, 0.69000],
-                "finding 2": [0.59795, 0.56891, 0.38279], "finding 3": [0.16489, 0.27138, 0.00530]}
+    expected = {"naming 2": [3.29641, 3.17336], "naming 3": [3.13396, 3.20977], "naming 4": [3.63749, 3.29320],
+                "finding 1": [0.81495, 0.87766], "finding 2": [0.59795, 0.56891], "finding 3": [0.16489, 0.27138]}
     assert {name: pytest.approx(values, rel=1e-3, abs=1e-4) for name, values in expected.items()} == found
 
 
