@@ -234,6 +234,16 @@ def test_wrong_values_for_the_notebooks(only, given, told):
         plan("demo", only=[only], overrides=given)
 
 
+def test_a_value_that_is_right_for_the_others_alone_is_left_out_aloud(caplog):
+    tasks = {task.name: task.effective["weights"] for task in plan("demo", overrides={"weights": "imagenet"})
+             if "weights" in task.effective}
+    assert tasks.pop("13_efficientad") == "bundled" and set(tasks.values()) == {"imagenet"}
+    assert caplog.messages == ["-p weights, 13_efficientad: needs bundled | random | a .safetensors file that exists, "
+                               "not 'imagenet'; this notebook keeps its own"]
+    with pytest.raises(BatchError, match="did you mean imagenet"):
+        plan("demo", overrides={"weights": "imagenet2"})            # right for none
+
+
 def test_demo_pictures_are_known_before_they_are_made():
     tasks = plan("demo", overrides={"category": "weave"})
     assert len(tasks) == len(NOTEBOOKS) and "would run" in runner.describe(tasks)

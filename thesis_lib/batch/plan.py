@@ -6,6 +6,7 @@ file to write. Notebooks are read here and never executed.
 
 import ast
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from thesis_lib.core.preprocess import pictures_in
 SETTINGS: dict[str, type | tuple[type, ...]] = {
     "about": str, "timeout_s": (int, float), "defaults": dict, "notebooks": dict, "skip": list, "last": list,
     "every_category": list}
+log = logging.getLogger("thesis_lib")
 Parameter = tuple[Any, str, str]                    # default, type and help, as a notebook declares it
 
 
@@ -111,7 +113,8 @@ def plan(profile: str, *, only: str | Sequence[str] = (), overrides: Mapping[str
 
     Pictures that a profile names need not be here yet, since a batch may be planned for elsewhere: `run` asks for them.
     only: each "07", a full name or a unique prefix; default all.
-    overrides: name -> text as typed after -p, or value; for the selected notebooks that declare the name.
+    overrides: name -> text as typed after -p, or value; for the selected notebooks that declare the name. Where `only`
+    is empty, a notebook keeps its own value in place of one that is right for others alone, and a warning says so.
     categories: of `every_category`, default those of the data folder.
     notebooks: folder with runs.yml, default paths.notebooks().
     outputs: folder of the executed copies, default paths.executed(profile).
@@ -137,6 +140,8 @@ def plan(profile: str, *, only: str | Sequence[str] = (), overrides: Mapping[str
         known(name, selected, "-p: no selected notebook has the parameter")
     # 4. One task for each variant of each notebook; those that are not picked, too: a task waits for their records.
     target, tasks = Path(outputs or paths.executed(profile)).resolve(), []
+    refused: dict[str, list[tuple[str, BatchError]]] = {}       # of what was typed: by which notebooks, and why
+    taken: set[str] = set()
     for stem, file in sources.items():
         variants: list[dict[str, Any]] = []
         for given in _variants(stem, declared[stem], settings, where, categories, overrides):
@@ -145,8 +150,12 @@ def plan(profile: str, *, only: str | Sequence[str] = (), overrides: Mapping[str
             for name, parameter in declared[stem].items():
                 if name in typed:
                     text = values.from_text(typed[name], parameter[1])
-                    chosen[name] = _right(f"-p {name}, {stem}", name, text, parameter, profiles)
-                elif name in given:
+                    try:
+                        chosen[name] = _right(f"-p {name}, {stem}", name, text, parameter, profiles)
+                        taken.add(name)
+                    except BatchError as error:
+                        refused.setdefault(name, []).append((stem, error))
+                if name in given and name not in chosen:
                     chosen[name] = _right(f"{where}: {stem}: {name}", name, given[name], parameter, profiles)
             effective = {name: default for name, (default, _, _) in declared[stem].items()} | chosen
             values.check_together(f"-p, {stem}" if typed else f"{where}: {stem}", effective)
@@ -156,6 +165,11 @@ def plan(profile: str, *, only: str | Sequence[str] = (), overrides: Mapping[str
                 variants.append(chosen)
         tasks += [Task(file, stem + suffix, variant, target / f"{stem}{suffix}.ipynb", settings["timeout_s"])
                   for suffix, variant in zip(_suffixes(variants), variants, strict=True)]
+    for name, errors in refused.items():
+        if only or name not in taken:
+            raise errors[0][1]
+        for error in dict(errors).values():
+            log.warning("%s; this notebook keeps its own", error)
     # 5. Those that collect come last, in their order, each after all before it.
     groups = [[task for task in tasks if task.notebook.stem not in settings["last"]]]
     groups += [[task for task in tasks if task.notebook.stem == stem] for stem in settings["last"]]
