@@ -237,17 +237,17 @@ def test_save_and_load_give_equal_scores_bit_for_bit(name, tmp_path):
 
 @pytest.mark.parametrize("engine", ["fast", "int8"])
 def test_engines_score_alike_and_are_saved(quantised, engine, tmp_path):
-    """SPADE's image score is the square of a small distance between pooled vectors, so rounding shows most there.
-    PatchCore keeps all rows: of features that differ a little another coreset would be drawn. SimpleNet hardly learns:
-    a training makes much of little differences. EfficientAD's int8 has quantiles of its own, here from one picture.
+    """PatchCore keeps all rows: of features that differ a little another coreset would be drawn. SimpleNet hardly learns:
+    a training makes much of little differences. Measured, with and without VNNI: fast up to 5e-6, int8 up to 0.07.
     """
     name = quantised
     rows = {"patchcore": {"bank": "100%"},
             "simplenet": {"adaptor_rate": 1e-6, "discriminator_rate": 1e-5}}.get(name, {})
     eager, other = fitted(name, **rows), fitted(name, engine=engine, **rows)
-    tolerance = {"fast": 1e-3, "int8": {"spade": 0.3, "efficientad": 0.2, "simplenet": 0.15}.get(name, 0.1)}[engine]
     for a, b in zip(answers(other), answers(eager), strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=tolerance * b.max().item())
+        unit = max(b.max(), b.max() - b.min()).item()
+        torch.testing.assert_close(a, b, rtol=0, atol={"fast": 2e-5, "int8": 0.12}[engine] * unit)
+    assert engine == "fast" or not same(answers(other), answers(eager)), "int8 is another network"
     loaded = METHODS[name].load(other.save(tmp_path / "detector.safetensors"))
     assert same(answers(loaded), answers(other)) and loaded.engine == engine
     singles = [other.predict(image[None]).score for image in TEST]
