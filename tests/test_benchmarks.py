@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import bench_coreset, bench_picture, bench_search, common
+from benchmarks import bench_coreset, bench_picture, bench_search, bench_training, common
 from tests.patches.test_coreset import clustered, farthest_first
 from thesis_lib import data
 from thesis_lib.core import identity, paths
@@ -132,13 +132,37 @@ def test_other_distances_than_cdist_stop_it(monkeypatch):
         bench_search.compare("70x30x8", 1, limits.Machine(1e9, 1e9, 1))
 
 
+TRAINING = ["--category", "pad", "--weights", "random", "--pdn-weights", "random", "--rounds", "2",
+            "--image-size", "64", "--train-pictures", "4", "--threads", "1"]
+
+
+def test_training_is_printed_and_stored_with_equal_losses(make_category, capsys, one_giga):
+    bench_training.main(["--data", str(make_category(size=64)), *TRAINING])
+    lines, row = stored("training")
+    assert [line["method"] for line in lines] == ["efficientad"] * 3 + ["simplenet"] * 3
+    for ours, plain, floor in (lines[:3], lines[3:]):
+        losses = ("hard", "autoencoder", "student_autoencoder", "penalty")
+        for name in losses if ours["method"] == "efficientad" else ("nominal", "pseudo"):
+            assert ours[name] == pytest.approx(plain[name], rel=1e-3)
+        assert len(ours["raw_ms"]) == len(plain["raw_ms"]) == 2 and plain["ratio"] == 1
+        assert ours["times_arithmetic"] == pytest.approx(ours["ms_median"] / floor["ms_median"])
+    assert row["protocol.train_pictures"] == 4 and "arithmetic" in capsys.readouterr().out
+
+
+def test_another_step_than_the_plain_one_stops_it(make_category, monkeypatch, one_giga):
+    monkeypatch.setattr(bench_training, "GREY", 1.0)        # of the plain side: its penalty has lost all colours
+    with pytest.raises(SystemExit, match="efficientad, step 1: the sides do not lose the same"):
+        bench_training.main(["--data", str(make_category(size=64)), *TRAINING, "--methods", "efficientad"])
+
+
 def as_program(name, *arguments):
     """What `python -m benchmarks.bench_name` prints."""
     command = [sys.executable, "-m", f"benchmarks.bench_{name}", *arguments]
     return subprocess.run(command, cwd=paths.PACKAGE.parent, check=True, capture_output=True, text=True).stdout
 
 
-@pytest.mark.parametrize(("name", "option"), [("coreset", "--sizes"), ("picture", "--layers"), ("search", "--shapes")])
+@pytest.mark.parametrize(("name", "option"), [("coreset", "--sizes"), ("picture", "--layers"), ("search", "--shapes"),
+                                              ("training", "--penalty")])
 def test_help_names_the_options(name, option):
     assert option in as_program(name, "--help")
 

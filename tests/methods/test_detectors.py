@@ -237,8 +237,8 @@ def test_save_and_load_give_equal_scores_bit_for_bit(name, tmp_path):
 
 @pytest.mark.parametrize("engine", ["fast", "int8"])
 def test_engines_score_alike_and_are_saved(quantised, engine, tmp_path):
-    """PatchCore keeps all rows: of features that differ a little another coreset would be drawn. SimpleNet hardly learns:
-    a training makes much of little differences. Measured, with and without VNNI: fast up to 5e-6, int8 up to 0.07.
+    """PatchCore keeps all rows: of features that differ a little another coreset would be drawn. SimpleNet hardly
+    learns: a training makes much of little differences. Measured with and without VNNI: fast up to 5e-6, int8 0.07.
     """
     name = quantised
     rows = {"patchcore": {"bank": "100%"},

@@ -168,8 +168,8 @@ def plan(profile: str, *, only: str | Sequence[str] = (), overrides: Mapping[str
     for name, errors in refused.items():
         if only or name not in taken:
             raise errors[0][1]
-        for error in dict(errors).values():
-            log.warning("%s; this notebook keeps its own", error)
+        for refusal in dict(errors).values():
+            log.warning("%s; this notebook keeps its own", refusal)
     # 5. Those that collect come last, in their order, each after all before it.
     groups = [[task for task in tasks if task.notebook.stem not in settings["last"]]]
     groups += [[task for task in tasks if task.notebook.stem == stem] for stem in settings["last"]]
