@@ -236,7 +236,7 @@ def _score(fitted: Mapping[K, Detector], maps: Extracted | Stored,
             prediction = score(searched[alike])
             scores[key].append(prediction.score.double())
             if with_maps:       # worked out now, so that what a late map needs can go
-                predictions.setdefault(key, []).append(Prediction(prediction.score, prediction.map))
+                predictions.setdefault(key, []).append(replace(prediction, located=prediction.map))
     return {key: torch.cat(values).numpy() for key, values in scores.items()}, predictions
 
 
