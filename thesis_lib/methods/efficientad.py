@@ -2,7 +2,10 @@
 
 Source: Batzner et al. 2024 (arXiv 2303.14535); thesis sec. 4.3. Where the thesis is silent (normalisation of the
 teacher, augmentation, quantiles) or differs (it counts 10 % of the elements as hard, 0.1 % are) the paper and its
-re-implementation nelson1425/EfficientAD decide. Differs from them: the penalty's pictures are a parameter.
+re-implementation nelson1425/EfficientAD decide. Differs from them: the penalty's pictures are a parameter; colours
+change after the resize; the score is the maximum of the map itself, whose rim then gets the nearest values. Theirs is
+that of the map with a rim of zeros, at the size of the file: up to 20 % less at 256 pixels, never below 0, in nearly
+the same order.
 All networks learn in torch, whatever the engine: it only runs what has been learned, as one ONNX model.
 Letters: B images, C = 384 channels, h, w grid. Of the paper: T teacher, normalised by mu and sigma; S and S' the two
 halves of the student, which follow T and the autoencoder A.

@@ -5,7 +5,9 @@ pictures; and mean and deviation of their error and variance.
 Source: Bergmann et al. 2020 (arXiv 1911.02357); thesis sec. 4.2, where the decoder is the wrong way round, and mean and
 deviation of error and variance come from the picture itself: here they come from nominal pictures held out. Differs
 from the paper: all students of a step see the same picture, the correlations of the compactness are squared (their
-plain sum has no lower bound), the teacher's learning rate falls along a cosine.
+plain sum has no lower bound), the teacher's learning rate falls along a cosine. Differs from its re-implementations:
+they correlate the descriptors, not their numbers, take mean and deviation of error and variance from the pictures that
+are trained on, and score patches that leave the picture, padded with zeros or mirrored. Here none decides a score.
 Letters: B images, N nominal ones, L patch sizes p, M students, d length of a descriptor, h, w grid.
 """
 
