@@ -16,6 +16,7 @@ from thesis_lib.core import preprocess
 from thesis_lib.core.parameters import deciding, values
 from thesis_lib.core.preprocess import DataError, Preprocess, Sample, hidden, pictures_in, read_rgb
 from thesis_lib.data.pictures import Pictures, load_image
+from thesis_lib.networks.weightfiles import torchvision
 
 SMALL = Preprocess(image_size=32)
 
@@ -152,6 +153,20 @@ def test_a_set_that_reaches_its_scale_is_not(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "thesis_lib"):
         Pictures(samples(tmp_path, [4095]), SMALL)
     assert not caplog.records
+
+
+# ---- geometry
+
+@pytest.mark.parametrize("resize", ["short_side", "square"])
+def test_resize_and_crop_are_torchvisions(resize):
+    """Of pictures of any shape, pixel by pixel."""
+    functional, rng = torchvision().transforms.functional, np.random.default_rng(0)
+    for width, height in [(1000, 667), (667, 1000), (300, 300), *rng.integers(60, 1000, (60, 2)).tolist()]:
+        image = Image.fromarray(rng.integers(0, 256, (height, width), dtype=np.uint8))
+        size, crop = int(rng.integers(33, 120)), 32
+        resized = functional.resize(image, size if resize == "short_side" else [size, size])
+        found = Preprocess(image_size=size, crop=crop, resize=resize).geometry(image, "bilinear")
+        assert np.array_equal(found, functional.center_crop(resized, [crop, crop])), (width, height, size)
 
 
 # ---- pages and profiles

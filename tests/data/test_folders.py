@@ -268,7 +268,7 @@ def test_geometry_is_pillows(tmp_path, interpolation, size, crop, resize, scaled
     preprocess = data.Preprocess(image_size=size, crop=crop, resize=resize, interpolation=interpolation)
     expected = Image.fromarray(gradient()).resize(scaled, getattr(Image.Resampling, interpolation.upper()))
     side = crop or size
-    left, top = (scaled[0] - side) // 2, (scaled[1] - side) // 2
+    left, top = (round((length - side) / 2) for length in scaled)
     pixels = np.asarray(expected)[top:top + side, left:left + side].astype(np.float64) / 255
     normalised = (pixels - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     image = load_image(file, preprocess)

@@ -17,7 +17,7 @@ from thesis_lib.core.errors import NotFittedError, ThesisError
 from thesis_lib.core.preprocess import DataError
 from thesis_lib.data.pictures import load_image
 from thesis_lib.evaluation import metrics, scores, stage_times
-from thesis_lib.methods import SPADE, PaDiM, PatchCore
+from thesis_lib.methods import SPADE, EfficientAD, PaDiM, PatchCore
 from thesis_lib.patches import scoring, search
 
 pytestmark = pytest.mark.usefixtures("networks_built_once")
@@ -63,6 +63,18 @@ def test_rows_equal_a_fit_by_hand(pad, small):
         assert row[list(expected)].to_dict() == pytest.approx(expected, abs=1e-4)
     assert rows["scores"][0] != rows["scores"][1]
     assert min(rows["pixel_auroc"]) > 0.9
+
+
+def test_pixels_count_in_the_map_that_the_method_makes(pad, small):
+    """That of EfficientAD is not smoothed; a Gaussian would change both numbers."""
+    detector = EfficientAD(weights="random", steps=1, snapshots=1, penalty="none")
+    row = scores.evaluate(detector, pad, small, seeds=1).iloc[0]
+    prediction = detector.predict(torch.stack([load_image(sample.path, small) for sample in pad.test]))
+    masks = np.stack([small.mask(sample) for sample in pad.test])
+    bilinear, blurred = (dataclasses.replace(prediction, sigma=sigma).full_map(64).numpy() for sigma in (0.0, 4.0))
+    for name, metric in (("pixel_auroc", metrics.pixel_auroc), ("pro", metrics.pro)):
+        assert row[name] == pytest.approx(metric(masks, bilinear), abs=1e-4)
+        assert abs(metric(masks, blurred) - row[name]) > 1e-3
 
 
 def test_rows_say_what_was_measured(pad, small):

@@ -3,6 +3,7 @@
 Not compared: which channels are drawn, the network, the threshold.
 """
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -77,7 +78,7 @@ def test_embedding_and_gaussians(inputs):
 
 def test_maps_and_the_maximum_of_the_grid(dtype, predicted):
     prediction = predicted(sigma=0)
-    for name, maps in (("grid", prediction.map), ("upsampled_map", prediction.full_map(64, sigma=0)),
+    for name, maps in (("grid", prediction.map), ("upsampled_map", replace(prediction, sigma=0.0).full_map(64)),
                        ("smoothed_map", prediction.full_map(64))):
         for heat, described in zip(maps, GOLDEN[name], strict=True):
             check(heat, described, 0.0, atol=TOLERANCE[dtype])

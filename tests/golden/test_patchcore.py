@@ -4,6 +4,7 @@ re-weighted score.
 Not compared: the approximate coreset with ten starts, patches of 5 x 5, the scaling and averaging of an ensemble.
 """
 
+from dataclasses import replace
 from itertools import islice
 from types import SimpleNamespace
 
@@ -60,7 +61,7 @@ def test_distances_scores_and_maps_with_the_whole_bank(inputs, name, engine):
     check(prediction.map, expected["patch_scores"], rtol=2e-6)
     np.testing.assert_allclose(prediction.score, expected["image_scores"], rtol=2e-6)
     for number, described in enumerate(expected["interpolated_map"]):
-        check(prediction.full_map(64, sigma=0)[number], described, rtol=2e-6)
+        check(replace(prediction, sigma=0.0).full_map(64)[number], described, rtol=2e-6)
         check(prediction.full_map(64)[number], expected["smoothed_map"][number], rtol=2e-6)
     _, rows = detector.search_.query(detector.stages["embedding"](test).vectors.flatten(0, 1))
     check(rows.view(3, 8, 8), expected["nearest_row"], rtol=0.0)

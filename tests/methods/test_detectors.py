@@ -137,6 +137,7 @@ def test_fit_returns_self_and_prediction_has_its_shapes(name):
     assert len(prediction.map) == 3
     assert torch.isfinite(prediction.score).all()
     assert prediction.full_map(64).shape == (3, 64, 64)
+    assert prediction.sigma == detector.map_sigma == {"efficientad": 0, "uninformed_students": 0}.get(name, 4)
 
 
 def test_refit_replaces(name):
@@ -534,7 +535,7 @@ def test_global_random_states_stay(name):
 def test_full_map_is_bilinear_then_a_gaussian(sigma):
     heat = torch.zeros(2, 8, 8)
     heat[0, 4, 4] = 1
-    full = Prediction(torch.zeros(2), heat).full_map(64, sigma=sigma)
+    full = Prediction(torch.zeros(2), heat, sigma).full_map(64)
     assert full.shape == (2, 64, 64)
     assert full[1].abs().max() == 0, "the blur must not run over pictures"
     assert full[0].sum() == pytest.approx(64, rel=1e-3)

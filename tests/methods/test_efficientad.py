@@ -17,6 +17,7 @@ from thesis_lib.methods import EfficientAD
 from thesis_lib.methods.efficientad import Outputs, TaughtPictures, augmented, halves, hard_loss
 from thesis_lib.networks import autoencoder, engines
 from thesis_lib.networks.pdn import PDN
+from thesis_lib.training import distillation
 
 pytestmark = pytest.mark.usefixtures("networks_built_once")
 TINY = {"weights": "random", "steps": 2, "snapshots": 1, "penalty": "none"}
@@ -113,14 +114,15 @@ def test_a_random_teacher_and_its_student_do_not_begin_alike():
     assert teacher.shape == student.shape and not torch.isclose(teacher, student).float().mean() > 0.01
 
 
-def test_score_is_the_maximum_and_the_map_has_its_rim():
+def test_score_is_the_maximum_and_the_rim_has_the_nearest_values():
     detector = EfficientAD(**TINY).fit([images()])
     outputs = detector.stages["extraction"](images(2, 1))
     assert isinstance(outputs, Outputs)
-    prediction = detector.stages["score"](outputs)
+    prediction, combined = detector.stages["score"](outputs), detector.maps(outputs)["combined"]
     assert prediction.map.shape == (2, 16, 16), "64 pixels in steps of 4"
-    assert torch.equal(prediction.map[:, 4:-4, 4:-4], detector.maps(outputs)["combined"])
-    assert torch.equal(prediction.score, detector.maps(outputs)["combined"].flatten(1).amax(1))
+    nearest = np.clip(np.arange(16) - 4, 0, 7)
+    assert np.array_equal(prediction.map, combined.numpy()[:, nearest][..., nearest])
+    assert torch.equal(prediction.score, combined.flatten(1).amax(1))
     with pytest.raises(ValueError, match="images of 96x96 pixels: this efficientad was fitted on 64x64"):
         detector.predict(torch.zeros(1, 3, 96, 96))
 
@@ -159,6 +161,20 @@ def test_a_folder_of_penalties_counts_by_its_pictures(tmp_path):
     another = EfficientAD(**TINY | {"penalty": str(tmp_path / "b" / "photos")})
     assert Configuration.of(another, Preprocess()) != Configuration.of(one, Preprocess())
     assert set(one.fit([images()]).course_.losses) >= {"penalty"}
+
+
+def test_the_penalty_is_the_centre_quarter_of_a_photograph_unmirrored(tmp_path, monkeypatch):
+    """Of any shape, pressed into a square of 2 x 64 pixels; always the same part, with its left on the left."""
+    columns = np.tile(np.linspace(0, 255, 256).astype(np.uint8), (128, 1))
+    Image.fromarray(columns).convert("RGB").save(tmp_path / "ramp.png")
+    genuine, seen = distillation.greyed, []
+    monkeypatch.setattr(distillation, "greyed", lambda shown, share: seen.append(shown) or genuine(shown, share))
+    EfficientAD(**TINY | {"penalty": str(tmp_path)}).fit([images()])
+    expected = np.linspace(64, 191, 64)             # the middle half of the columns
+    assert len(seen) == 2
+    for shown in seen:
+        found = 255 * data.denormalise(shown).numpy()
+        assert shown.shape == (1, 3, 64, 64) and np.abs(found - expected).max() < 2
 
 
 def test_a_penalty_that_is_not_there_is_refused_before_the_work(pad, small):

@@ -10,7 +10,7 @@ from thesis_lib.core import paths
 from thesis_lib.core.errors import ThesisError
 from thesis_lib.data import Pictures
 from thesis_lib.methods import UninformedStudents
-from thesis_lib.methods.uninformed_students import describe, error_and_variance
+from thesis_lib.methods.uninformed_students import describe, error_and_variance, inside, rims
 from thesis_lib.networks import backbones
 from thesis_lib.networks.patchnets import LAYERS, PatchNetwork
 from thesis_lib.training import teachers
@@ -54,6 +54,27 @@ def test_too_small_a_picture_is_refused(pad, small):
         PatchNetwork(65, 2)(torch.zeros(1, 3, 60, 90))
     with pytest.raises(ValueError, match=r"images of 64x64 pixels: patch_sizes=\(65,\)"):
         UninformedStudents(**{**TINY, "patch_sizes": (65,)}).fit(Pictures(pad.train, small))
+    tiny = UninformedStudents(**{**TINY, "stride": 10})
+    tiny.check_pictures(4, 37)                              # centres at 20 pixels, patches from 4 to 36
+    with pytest.raises(ValueError, match=r"images of 36x36 pixels: patch_sizes=\(17, 33\) do not fit .* stride=10"):
+        tiny.check_pictures(4, 36)
+
+
+def within(p, side, stride):
+    """Positions along a side whose patch lies in the picture, one by one."""
+    return [i for i in range(-(-side // stride)) if i * stride - p // 2 >= 0 and i * stride + p // 2 < side]
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("p", LAYERS)
+def test_inside_are_the_positions_whose_patch_lies_in_the_picture(p, stride):
+    torch.manual_seed(p)
+    network, images = PatchNetwork(p, 3).requires_grad_(False), torch.randn(2, 3, p + 13, p + 22)
+    found, everywhere = inside(network, images, stride), describe(network, images, stride)
+    rows, columns = (within(p, side, stride) for side in images.shape[2:])
+    torch.testing.assert_close(found, everywhere[:, :, rows][..., columns], atol=1e-5, rtol=1e-4)
+    for positions, side, count in zip((rows, columns), images.shape[2:], everywhere.shape[2:], strict=True):
+        assert rims(p, side, stride) == (positions[0], count - 1 - positions[-1])
 
 
 def test_error_and_variance_are_those_of_the_thesis():
@@ -69,16 +90,21 @@ def test_error_and_variance_are_those_of_the_thesis():
 
 
 def test_the_score_is_the_mean_of_the_normalised_maps(pad, small):
+    """Position by position: where a patch of 17 or 33 leaves the picture, the nearest one that does not counts."""
     detector = UninformedStudents(**TINY).fit(Pictures(pad.train, small))
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     maps, (_, held) = detector.stages["extraction"](images), detector.split(4)
     nominal = detector.stages["extraction"](next(iter(Pictures([pad.train[index] for index in held], small))))
-    expected = torch.zeros(2, 8, 8)
-    for pair, seen in zip(maps, nominal, strict=True):
+    expected = np.zeros((2, 8, 8))
+    for p, pair, seen in zip((17, 33), maps, nominal, strict=True):
+        places = within(p, 64, 8)
+        nearest = [places.index(min(max(i, places[0]), places[-1])) for i in range(8)]
         for values, reference in zip(pair, seen, strict=True):
-            expected += (values - reference.mean()) / reference.std() / 2
+            assert values.shape == (2, len(places), len(places))
+            normalised = (values.numpy() - reference.numpy().mean()) / reference.numpy().std()
+            expected += normalised[:, nearest][..., nearest] / 2
     prediction = detector.predict(images)
-    torch.testing.assert_close(prediction.map, expected, atol=1e-2, rtol=1e-3)
+    np.testing.assert_allclose(prediction.map, expected, atol=1e-3, rtol=1e-3)
     assert torch.equal(prediction.score, prediction.map.flatten(1).amax(1)) and len(maps) == 2
 
 

@@ -312,7 +312,7 @@ def test_a_row_names_the_precision_that_auto_has_chosen(monkeypatch, units, expe
 
 
 @pytest.mark.parametrize(("count", "share", "held"), [
-    (10, 0.1, 1), (10, 0.0, 1), (10, 0.34, 3), (2, 0.9, 1), (3, 0.99, 2)])
+    (10, 0.1, 1), (10, 0.0, 1), (10, 0.34, 4), (2, 0.9, 1), (3, 0.99, 2), (11, 0.1, 2), (209, 0.1, 21), (320, 0.1, 32)])
 def test_something_is_held_out_and_something_trained_on(count, share, held):
     trained, out = held_out(list(range(count)), share)
     assert len(out) == held and sorted(trained + out) == list(range(count))

@@ -91,14 +91,12 @@ class Preprocess:
         return self.crop or self.image_size
 
     def geometry(self, image: Image.Image, interpolation: str) -> Image.Image:
-        """Resized, and the centre cropped out of it: side x side pixels."""
-        size = (self.image_size, self.image_size)
-        if self.resize == "short_side":
-            scale = self.image_size / min(image.size)
-            width, height = (max(self.image_size, round(side * scale)) for side in image.size)
-            size = (width, height)
-        image = image.resize(size, INTERPOLATIONS[interpolation])
-        left, top = (image.width - self.side) // 2, (image.height - self.side) // 2
+        """Resized, and the centre cropped out of it: side x side pixels, with torchvision's rounding."""
+        width, height = self.image_size, self.image_size
+        if self.resize == "short_side":         # the long side is cut off to whole pixels
+            width, height = (self.image_size * side // min(image.size) for side in image.size)
+        image = image.resize((width, height), INTERPOLATIONS[interpolation])
+        left, top = (round((side - self.side) / 2) for side in image.size)      # halves go to the even one
         return image.crop((left, top, left + self.side, top + self.side))
 
     def decided(self, training: Iterable[Sample]) -> "Preprocess":

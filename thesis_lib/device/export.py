@@ -53,7 +53,7 @@ class Made:
     held: tuple[Prediction, ...]                # nominal pictures that have not been learned
     parts: Mapping[str, Part]                   # by stage
     grid: tuple[int, int]                       # (h, w) of the map without its rim
-    rim: int = 0                                # zeros around it
+    rim: int = 0                                # positions around it, with the nearest values
 
 
 def export(detector: Detector, category: Category, preprocess: Preprocess, folder: str | Path, *, batch_size: int = 8,
@@ -79,7 +79,7 @@ def export(detector: Detector, category: Category, preprocess: Preprocess, folde
         facts: dict[str, Any] = {
             "format": bundle.FORMAT, "library": stamp.stamp()["library"],
             "preprocess": asdict(preprocess) | {"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
-            "score": "max", "pictures": names, "engines": {}}
+            "score": "max", "map_sigma": detector.map_sigma, "pictures": names, "engines": {}}
         if isinstance(detector, PatchCore):
             facts["distance"] = detector.distance
         for name, made in make(detector, category.train, preprocess, batch_size, images[0]):

@@ -44,6 +44,7 @@ def evaluate(detector: Detector, category: Category, preprocess: Preprocess, *, 
              pixels: bool = True, batch_size: int = 8, force: bool = False) -> pd.DataFrame:
     """One row per seed: image AUROC with interval, pixel AUROC and PRO where every defect has a mask, all scores.
 
+    Pixels count in the map at full size, smoothed by the method's `map_sigma`, as its reference does.
     A number that cannot be had is None: the interval where a class has a single picture, the pixel metrics where no
     pixel of a mask is left after the resize.
     peak_memory_gb is the largest resident size of the process while the row was made, without what was found on disk;
@@ -236,7 +237,7 @@ def _score(fitted: Mapping[K, Detector], maps: Extracted | Stored,
             prediction = score(searched[alike])
             scores[key].append(prediction.score.double())
             if with_maps:       # worked out now, so that what a late map needs can go
-                predictions.setdefault(key, []).append(Prediction(prediction.score, prediction.map))
+                predictions.setdefault(key, []).append(replace(prediction, located=prediction.map))
     return {key: torch.cat(values).numpy() for key, values in scores.items()}, predictions
 
 

@@ -41,16 +41,17 @@ class Prediction:
 
     score: torch.Tensor             # (B,) higher is more anomalous
     located: torch.Tensor | Callable[[], torch.Tensor]      # the map, or what works it out when it is asked for
+    sigma: float = 4.0              # pixels of the Gaussian over the full map, the method's `map_sigma`; 0 for none
 
     @cached_property
     def map(self) -> torch.Tensor:
         """(B, h, w) at grid resolution. The thesis times no segmentation, so a method may leave it until now."""
         return self.located() if callable(self.located) else self.located
 
-    def full_map(self, side: int, sigma: float = 4.0) -> torch.Tensor:
-        """(B, side, side): bilinear, then a Gaussian of sigma pixels, as the official PatchCore code does."""
+    def full_map(self, side: int) -> torch.Tensor:
+        """(B, side, side): bilinear, then the Gaussian; what pixel AUROC and PRO are computed from."""
         full = F.interpolate(self.map[:, None], (side, side), mode="bilinear", align_corners=False)[:, 0]
-        return blur(full, sigma)
+        return blur(full, self.sigma)
 
 
 def blur(maps: torch.Tensor, sigma: float) -> torch.Tensor:
@@ -82,6 +83,7 @@ class Detector(_Offered):
     name: ClassVar[str]
     shared: ClassVar[tuple[str, ...]] = ()      # leading stages that do not depend on the seed; the network first
     trunk: ClassVar[str | None] = None          # engine of the network whose maps `gather` takes; None: `engine`
+    map_sigma: ClassVar[float] = Prediction.sigma       # pixels; 4 in the references of most, 0 where theirs has none
 
     def __post_init__(self) -> None:
         self.layers = backbones.check(self.backbone, self.layers, self.tap)

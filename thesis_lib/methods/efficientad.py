@@ -2,7 +2,10 @@
 
 Source: Batzner et al. 2024 (arXiv 2303.14535); thesis sec. 4.3. Where the thesis is silent (normalisation of the
 teacher, augmentation, quantiles) or differs (it counts 10 % of the elements as hard, 0.1 % are) the paper and its
-re-implementation nelson1425/EfficientAD decide. Differs from them: the penalty's pictures are a parameter.
+re-implementation nelson1425/EfficientAD decide. Differs from them: the penalty's pictures are a parameter; colours
+change after the resize; the score is the maximum of the map itself, whose rim then gets the nearest values. Theirs is
+that of the map with a rim of zeros, at the size of the file: up to 20 % less at 256 pixels, never below 0, in nearly
+the same order.
 All networks learn in torch, whatever the engine: it only runs what has been learned, as one ONNX model.
 Letters: B images, C = 384 channels, h, w grid. Of the paper: T teacher, normalised by mu and sigma; S and S' the two
 halves of the student, which follow T and the autoencoder A.
@@ -67,6 +70,7 @@ class EfficientAD(Trained):
     name: ClassVar[str] = "efficientad"
     layers = (1,)                   # without a type: the only one of a PDN, so a constant and no field
     trunk: ClassVar[str] = "eager"
+    map_sigma: ClassVar[float] = 0.0
 
     def __post_init__(self) -> None:
         one_of("backbone", self.backbone, backbones.PDNS)
@@ -185,7 +189,7 @@ class EfficientAD(Trained):
     def prepare(self, collected: TaughtPictures) -> State:
         """mu and sigma: mean and standard deviation of the teacher's channels over the training pictures, (C, 1, 1)."""
         if self.penalty != "none":
-            self._penalty = sources.parse(self.penalty, self.side_, 1, seed_of("penalty", self.seed))
+            self._penalty = sources.parse(self.penalty, self.side_, 1, seed_of("penalty", self.seed), sources.Centres)
         return standard(collected.described, self.split(len(collected.images))[0])
 
     def losses(self, networks: nn.ModuleDict, constants: State, collected: TaughtPictures, step: int) -> State:
@@ -276,9 +280,9 @@ class EfficientAD(Trained):
         return Outputs(teacher, self.networks_["student"](images), self.networks_["autoencoder"](images))
 
     def _score(self, outputs: Outputs) -> Prediction:
-        """Maximum of the combined map; the map has the rim again that a PDN cuts off, and so the picture's shape."""
+        """Maximum of the combined map; then the rim that a PDN cuts off gets the nearest values."""
         heat = self.maps(outputs)["combined"]
-        return Prediction(heat.flatten(1).amax(1), F.pad(heat, [RIM] * 4))
+        return Prediction(heat.flatten(1).amax(1), F.pad(heat, [RIM] * 4, mode="replicate"), self.map_sigma)
 
 
 class _Networks(nn.Module):

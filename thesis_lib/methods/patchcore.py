@@ -33,7 +33,8 @@ class PatchCore(PatchDetector):
                          "(inside its last block; ConvNeXt)", features=True, neutral=True)
     activation: str = parameter("identity", "function of every feature map: " + ", ".join(transforms.ACTIVATIONS),
                                 features=True, neutral=True)
-    embedding: str = parameter("avg_k3_s1_p1", "original_d1024, avg_k3_s1_p1, max_..., avgmax_..., adaptive_7 or "
+    embedding: str = parameter("avg_k3_s1_p1", "original_d1024 (original_d384 is not that of the official ensembles, "
+                               "which pool each level to 1024 first), avg_k3_s1_p1, max_..., avgmax_..., adaptive_7 or "
                                "identity", features=True)
     scaling: str = parameter("none", "of the embedding's channels: " + ", ".join(transforms.SCALINGS), features=True,
                              neutral=True)

@@ -165,8 +165,11 @@ class Trained(Detector):
 
 
 def held_out(order: Sequence[int], share: float) -> tuple[list[int], list[int]]:
-    """Numbers to be trained on, and those that are held out: the first of the order, at least one of either."""
-    count = min(max(1, round(share * len(order))), len(order) - 1)
+    """Numbers to be trained on, and those that are held out: the first of the order, at least one of either.
+
+    What is trained on is rounded down, as in EfficientAD's re-implementation: of 11 pictures a tenth are 2.
+    """
+    count = min(max(1, len(order) - int((1 - share) * len(order))), len(order) - 1)
     return list(order[count:]), list(order[:count])
 
 

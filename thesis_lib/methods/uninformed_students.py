@@ -5,7 +5,9 @@ pictures; and mean and deviation of their error and variance.
 Source: Bergmann et al. 2020 (arXiv 1911.02357); thesis sec. 4.2, where the decoder is the wrong way round, and mean and
 deviation of error and variance come from the picture itself: here they come from nominal pictures held out. Differs
 from the paper: all students of a step see the same picture, the correlations of the compactness are squared (their
-plain sum has no lower bound), the teacher's learning rate falls along a cosine.
+plain sum has no lower bound), the teacher's learning rate falls along a cosine. Differs from its re-implementations:
+they correlate the descriptors, not their numbers, take mean and deviation of error and variance from the pictures that
+are trained on, and score patches that leave the picture, padded with zeros or mirrored. Here none decides a score.
 Letters: B images, N nominal ones, L patch sizes p, M students, d length of a descriptor, h, w grid.
 """
 
@@ -62,6 +64,7 @@ class UninformedStudents(Trained):
     held_out: float = parameter(0.1, "share of the pictures that only set mean and deviation of error and variance")
 
     name: ClassVar[str] = "uninformed_students"
+    map_sigma: ClassVar[float] = 0.0
     calibration: ClassVar[int] = 1      # type: ignore[misc]  # takes the field away: there is no int8 to calibrate
 
     def __post_init__(self) -> None:
@@ -95,7 +98,7 @@ class UninformedStudents(Trained):
 
         def outputs(images: torch.Tensor) -> Compared:
             self.check_images(images)
-            return self._compared(networks, constants, images, self._taught(networks, images))
+            return self._compared(networks, constants, images)
 
         def score(maps: Compared) -> Prediction:
             return self._score(maps, constants["moments"])
@@ -106,8 +109,9 @@ class UninformedStudents(Trained):
         super().check_pictures(count, side)
         if count < 2:
             raise ThesisError(f"{count} training picture: one is held out, so it needs at least 2")
-        if side < max(self.patch_sizes):
-            raise ThesisError(f"images of {side}x{side} pixels: patch_sizes={self.patch_sizes} do not fit into them")
+        if sum(rims(max(self.patch_sizes), side, self.stride)) > (side - 1) // self.stride:
+            raise ThesisError(f"images of {side}x{side} pixels: patch_sizes={self.patch_sizes} do not fit into them at "
+                              f"stride={self.stride}")
         if self.source != "nominal":
             sources.parse(self.source, 4 * max(self.patch_sizes), 1)
 
@@ -177,14 +181,14 @@ class UninformedStudents(Trained):
         return parts
 
     def calibrate(self, networks: nn.ModuleDict, constants: State, collected: TaughtPatches) -> State:
-        """(L, 2, 2): mean and deviation of e and of v for each p, over all positions of the pictures held out."""
-        compared = [self._compared(networks, constants, *self._taken(collected, index))
+        """(L, 2, 2): mean and deviation of e and of v for each p, over its positions of the pictures held out."""
+        compared = [self._compared(networks, constants, self._taken(collected, index)[0])
                     for index in self.split(len(collected.images))[1]]
         moments = []
         for maps in zip(*compared, strict=True):            # of one p, a pair (e, v) per picture
             values = torch.stack([torch.stack(pair) for pair in maps]).double()     # (n, 2, 1, h, w)
             values = values.transpose(0, 1).flatten(1)
-            moments.append(torch.stack([values.mean(1), values.std(1).clamp(min=1e-12)], dim=1))
+            moments.append(torch.stack([values.mean(1), values.std(1, correction=0).clamp(min=1e-12)], dim=1))
         return {"moments": torch.stack(moments).float()}
 
     def _taken(self, collected: TaughtPatches, index: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -194,31 +198,40 @@ class UninformedStudents(Trained):
         return image, described
 
     def _said(self, networks: nn.ModuleDict, name: str, images: torch.Tensor) -> torch.Tensor:
-        """(B, d, h, w): what one of the networks says."""
+        """(B, d, h, w): what one of the networks says, up to the rim."""
         return describe(cast(PatchNetwork, networks[name]), images, self.stride)
 
     def _taught(self, networks: nn.ModuleDict, images: torch.Tensor) -> torch.Tensor:
         """(B, L * d, h, w): what the teachers say, one below the other."""
         return torch.cat([self._said(networks, f"teacher{p}", images) for p in self.patch_sizes], 1)
 
-    def _compared(self, networks: nn.ModuleDict, constants: State, images: torch.Tensor,
-                  described: torch.Tensor) -> Compared:
-        """Regression error e and predictive variance v, (B, h, w) each, for every p."""
-        targets = ((described - constants["mean"]) / constants["std"]).split(self.channels, dim=1)
+    def _compared(self, networks: nn.ModuleDict, constants: State, images: torch.Tensor) -> Compared:
+        """Regression error e and predictive variance v for every p, where its patch lies in the picture."""
+        def said(name: str) -> torch.Tensor:
+            return inside(cast(PatchNetwork, networks[name]), images, self.stride).float()
+
+        means, stds = (constants[name].split(self.channels) for name in ("mean", "std"))
         compared = []
-        for p, target in zip(self.patch_sizes, targets, strict=True):
-            said = torch.stack([self._said(networks, f"student{p}_{m}", images).float()
-                                for m in range(self.students)])                     # (M, B, d, h, w)
-            compared.append(error_and_variance(said, target))
+        for p, mean, std in zip(self.patch_sizes, means, stds, strict=True):
+            students = torch.stack([said(f"student{p}_{m}") for m in range(self.students)])     # (M, B, d, h_p, w_p)
+            compared.append(error_and_variance(students, (said(f"teacher{p}") - mean) / std))
         return compared
 
     def _score(self, maps: Compared, moments: torch.Tensor) -> Prediction:
-        """Map (B, h, w): mean over all p of (e - e_mu) / e_sigma + (v - v_mu) / v_sigma. Its maximum is the score."""
-        normalised = []
-        for (e, v), ((e_mu, e_sigma), (v_mu, v_sigma)) in zip(maps, moments, strict=True):
-            normalised += [(e - e_mu) / e_sigma, (v - v_mu) / v_sigma]
-        heat = sum(normalised[1:], normalised[0]) / len(maps)
-        return Prediction(heat.flatten(1).amax(1), heat)
+        """Map (B, h, w): mean over all p of (e - e_mu) / e_sigma + (v - v_mu) / v_sigma. Its maximum is the score.
+
+        The rim of each p, where no patch of its size fits, gets the nearest values of that p. So every part is one of
+        a patch inside the picture, all parts have the same mean everywhere, and the small patches see up to their own
+        rim: only where all fit, the largest one would keep half of its size from them, too.
+        """
+        height, width = self._learned("image_size_")
+        filled = []
+        for p, (e, v), ((e_mu, e_sigma), (v_mu, v_sigma)) in zip(self.patch_sizes, maps, moments, strict=True):
+            heat = (e - e_mu) / e_sigma + (v - v_mu) / v_sigma
+            sides = *rims(p, width, self.stride), *rims(p, height, self.stride)
+            filled.append(F.pad(heat, sides, mode="replicate"))
+        heat = sum(filled[1:], filled[0]) / len(maps)
+        return Prediction(heat.flatten(1).amax(1), heat, self.map_sigma)
 
     def _pictures(self, side: int, batch: int, seed: int) -> sources.Source:
         """Pictures of the distillation that are not those of fit; ThesisError where metric learning finds only one."""
@@ -244,6 +257,22 @@ class UninformedStudents(Trained):
 def describe(network: PatchNetwork, images: torch.Tensor, stride: int) -> torch.Tensor:
     """(B, d, h, w) around the pixels (i * stride, j * stride); pictures are mirrored at their rim, for all p alike."""
     return network(F.pad(images, [network.p // 2] * 4, mode="reflect"), stride)
+
+
+def inside(network: PatchNetwork, images: torch.Tensor, stride: int) -> torch.Tensor:
+    """(B, d, h_p, w_p): of `describe` the positions whose patch lies in the picture."""
+    first = -(network.p // 2) % stride              # pixel where the first of these patches begins
+    return network(images[..., first:, first:], stride)
+
+
+def rims(p: int, side: int, stride: int) -> tuple[int, int]:
+    """Positions along a side, of all the pixels i * stride, before and behind those whose patch lies in the picture.
+
+    >>> rims(33, 256, 4)
+    (4, 4)
+    """
+    half = p // 2
+    return -(-half // stride), (side - 1) // stride - (side - 1 - half) // stride
 
 
 def error_and_variance(said: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

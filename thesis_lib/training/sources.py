@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from thesis_lib.core.preprocess import SUFFIXES, DataError, levels_of, pictures_in, read_rgb
+from thesis_lib.core.preprocess import SUFFIXES, DataError, Preprocess, levels_of, pictures_in, read_rgb
 from thesis_lib.core.seeds import seed_of
 from thesis_lib.data.pictures import denormalise, normalise
 from thesis_lib.networks.weightfiles import torchvision
@@ -55,8 +55,19 @@ class Folder:
                                    transforms.ToTensor()])
         with torch.random.fork_rng(devices=[]):         # torchvision draws from the global generator
             torch.manual_seed(seed_of("crop", self.seed, number))
-            chosen = drawn(len(self.files), self.batch, self.seed, number)
-            return torch.stack([normalise(crop(read_rgb(self.files[index], self.levels))) for index in chosen])
+            return torch.stack([normalise(crop(read_rgb(file, self.levels))) for file in self.drawn(number)])
+
+    def drawn(self, number: int) -> list[Path]:
+        """The pictures of batch `number`."""
+        return [self.files[index] for index in drawn(len(self.files), self.batch, self.seed, number)]
+
+
+class Centres(Folder):
+    """The centre of every picture instead, resized to 2 S x 2 S before: the penalty of EfficientAD's reference."""
+
+    def __getitem__(self, number: int) -> torch.Tensor:
+        prepare = Preprocess(image_size=2 * self.side, crop=self.side, levels=self.levels)
+        return torch.stack([torch.from_numpy(prepare.array(file)) for file in self.drawn(number)])
 
 
 def drawn(count: int, batch: int, seed: int, number: int) -> np.ndarray:
@@ -67,13 +78,13 @@ def drawn(count: int, batch: int, seed: int, number: int) -> np.ndarray:
     return np.resize(rng.choice(count, min(batch, count), replace=False), batch)
 
 
-def parse(name: str, side: int, batch: int, seed: int = 0) -> Source:
+def parse(name: str, side: int, batch: int, seed: int = 0, folder: type[Folder] = Folder) -> Source:
     """Source of that name: procedural, or a folder of pictures."""
     if name == "procedural":
         return Procedural(side, batch, seed)
     if not Path(name).expanduser().is_dir():
         raise DataError(f"{name}: is no source of pictures; needs procedural or a folder that exists")
-    return Folder(name, side, batch, seed)
+    return folder(name, side, batch, seed)
 
 
 @cache
