@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy.ndimage import gaussian_filter
 
 from thesis_lib import data
 from thesis_lib.commands import main
@@ -21,7 +20,7 @@ from thesis_lib.core import identity, memory, nearest, paths, results, stamp, ti
 from thesis_lib.core.preprocess import pictures_in
 from thesis_lib.data.pictures import load_image
 from thesis_lib.device import bundle, export
-from thesis_lib.device.run import blur, detect, measure
+from thesis_lib.device.run import detect, measure
 from thesis_lib.evaluation.configuration import Configuration
 from thesis_lib.evaluation.stage_times import measure_time
 from thesis_lib.evaluation.thesis import STAGES, bars_of
@@ -216,8 +215,7 @@ def test_a_map_is_grey_from_its_floor_to_its_threshold(trained, category, capsys
     (_, found), = detect(opened, [file])
     level, top = opened.floor("float"), opened.threshold("float")
     full = Image.fromarray(found.map).resize((64, 64), Image.Resampling.BILINEAR)
-    smooth = gaussian_filter(np.asarray(full), trained[0].map_sigma)
-    expected = np.clip(128 * (smooth - level) / (top - level), 0, 255)
+    expected = np.clip(128 * (np.asarray(full) - level) / (top - level), 0, 255)
     assert np.abs(np.asarray(Image.open(tmp_path / "anomaly_maps/good.png.png")) - expected).max() < 1
     assert np.ptp(expected) > 50
 
@@ -428,28 +426,11 @@ def test_map_is_grey_with_the_threshold_in_the_middle(original, category, capsys
     grey = np.asarray(Image.open(tmp_path / "anomaly_maps/hole.png.png"))
     threshold = bundle.Bundle.open(original).threshold("float")
     fitted = replace(DETECTOR).fit(data.Pictures(category.train, SMALL))
-    expected = fitted.predict(load_image(file, SMALL)[None]).full_map(64)[0]
+    found = fitted.predict(load_image(file, SMALL)[None])
+    expected = replace(found, sigma=0).full_map(64)[0]
     assert (grey.dtype, grey.shape) == (np.uint8, (64, 64))
     assert np.abs(grey - np.clip(expected.numpy() * 128 / threshold, 0, 255)).max() < 1
     assert grey[18:36, 24:40].min() > 128 and grey[:4, :4].max() < 128
-
-
-def test_a_bundle_of_before_the_gaussian_was_known_is_read_and_its_maps_stay_as_they_were(copy, category, capsys,
-                                                                                         tmp_path):
-    changed(copy, lambda facts: facts.pop("map_sigma"))
-    file = shutil.copy(category.test[-1].path, tmp_path / "hole.png")
-    assert thesis(capsys, "detect", copy, file, "--maps")[0] == 0
-    opened = bundle.Bundle.open(copy)
-    (_, found), = detect(opened, [file])
-    full = np.asarray(Image.fromarray(found.map).resize((64, 64), Image.Resampling.BILINEAR))
-    grey = np.asarray(Image.open(tmp_path / "anomaly_maps/hole.png.png"))
-    assert np.abs(grey - np.clip(full * 128 / opened.threshold("float"), 0, 255)).max() < 1
-
-
-@pytest.mark.parametrize("sigma", [0.0, 1.3, 4.0])
-def test_a_device_smooths_as_scipy_does(sigma):
-    values = np.random.default_rng(0).normal(size=(12, 40))        # narrower than the Gaussian is wide
-    np.testing.assert_allclose(blur(values, sigma), gaussian_filter(values, sigma), atol=1e-12)
 
 
 def test_maps_are_not_taken_for_pictures(original, category, capsys, tmp_path):

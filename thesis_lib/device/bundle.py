@@ -10,10 +10,8 @@
     SHA256SUMS          of every other file; `sha256sum -c SHA256SUMS` checks them, too
 
 The score is the maximum of the map; EfficientAD's then gets the rim that its networks cut off, from the nearest values.
-At full size a map is smoothed by a Gaussian of `map_sigma` pixels, in bundles of before that was known by none.
-A difference of scores is told as a share of the score, or of the threshold where
-that is larger, both above the engine's `floor`: 0 of a distance; other maps have no zero, so it is the median of those
-that decided the threshold.
+A difference of scores is told as a share of the score, or of the threshold where that is larger, both above the
+engine's `floor`: 0 of a distance; other maps have no zero, so it is the median of those that decided the threshold.
 Letters: H, W sides of a picture, P = h*w patches, D embedding, M bank rows.
 """
 
@@ -92,11 +90,6 @@ class Bundle:
     def floor(self, engine: str) -> float:
         """What the map shows where nothing is: below any threshold."""
         return self.facts["engines"][engine]["floor"]
-
-    @property
-    def map_sigma(self) -> float:
-        """Pixels of the Gaussian over a map at full size; 0 for none."""
-        return self.facts.get("map_sigma", 0.0)
 
     def image(self, file: Path) -> np.ndarray:
         """(1, 3, H, W) float32."""

@@ -79,7 +79,7 @@ def export(detector: Detector, category: Category, preprocess: Preprocess, folde
         facts: dict[str, Any] = {
             "format": bundle.FORMAT, "library": stamp.stamp()["library"],
             "preprocess": asdict(preprocess) | {"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
-            "score": "max", "map_sigma": detector.map_sigma, "pictures": names, "engines": {}}
+            "score": "max", "pictures": names, "engines": {}}
         if isinstance(detector, PatchCore):
             facts["distance"] = detector.distance
         for name, made in make(detector, category.train, preprocess, batch_size, images[0]):

@@ -99,33 +99,17 @@ def detect(bundle: Bundle, files: Sequence[Path], *, engine: str = "float",
                 yield file, DataError(f"{file}: {error}")
 
 
-def save_map(detection: Detection, threshold: float, side: int, picture: Path, floor: float = 0.0,
-             sigma: float = 0.0) -> Path:
-    """Grey PNG of side x side pixels as the network saw them, interpolated and smoothed as by the library.
+def save_map(detection: Detection, threshold: float, side: int, picture: Path, floor: float = 0.0) -> Path:
+    """Grey PNG of side x side pixels as the network saw them, interpolated; floor is 0, the threshold the middle, 128.
 
-    floor is 0, the threshold the middle, 128; smoothing takes a peak below what it was as a score.
     It goes into a folder of its own beside the picture, which nothing reads pictures from.
     """
     file = map_of(picture)
     full = Image.fromarray(detection.map.astype(np.float32)).resize((side, side), Image.Resampling.BILINEAR)
-    values = blur(np.asarray(full), sigma)
-    grey = np.clip((values - floor) / (threshold - floor) * 128, 0, 255).round().astype(np.uint8)
+    grey = np.clip((np.asarray(full) - floor) / (threshold - floor) * 128, 0, 255).round().astype(np.uint8)
     with replaced(file) as partial:
         Image.fromarray(grey).save(partial, format="PNG")
     return file
-
-
-def blur(values: np.ndarray, sigma: float) -> np.ndarray:
-    """values (h, w) after a Gaussian of sigma pixels, as SciPy's, which a device lacks; 0 changes nothing."""
-    if not sigma:
-        return values
-    reach = round(4 * sigma)
-    weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
-    weights /= weights.sum()
-    for _ in range(2):              # along the rows, then, turned, along the columns
-        padded = np.pad(values, ((0, 0), (reach, reach)), mode="symmetric")
-        values = np.apply_along_axis(np.convolve, 1, padded, weights, "valid").T
-    return values
 
 
 def map_of(picture: Path) -> Path:
