@@ -128,7 +128,8 @@ def measure_norm(networks: nn.ModuleDict, collected: np.ndarray, noise: float) -
     A batch of the training is such a mixture. Noise leaves the mean of y as it is and adds noise^2 |w|^2 to the
     variance, w the row of W; to that of the mixture half as much. So nothing has to be drawn.
     """
-    linear, norm = cast(nn.Linear, networks["discriminator"][0]), cast(nn.BatchNorm1d, networks["discriminator"][1])
+    first, second, *_ = cast(nn.Sequential, networks["discriminator"])
+    linear, norm = cast(nn.Linear, first), cast(nn.BatchNorm1d, second)
     mean = squares = torch.zeros(linear.out_features, dtype=torch.float64, device=linear.weight.device)
     for patches in collected:                                                               # (P, D)
         y = linear(networks["adaptor"](torch.from_numpy(np.array(patches)).to(linear.weight.device))).double()
