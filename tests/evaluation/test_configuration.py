@@ -57,6 +57,15 @@ def test_a_neutral_parameter_may_be_missing(method, neutral):
     assert Configuration.from_row(row | {"parameters": deciding}).id != whole.id, "only neutral ones may be missing"
 
 
+def test_an_older_row_of_simplenet_has_the_running_statistics():
+    """It names no `batch_norm`, and today's default is another one."""
+    whole = Configuration.of(METHODS["simplenet"](weights="random", batch_norm="running"), Preprocess())
+    older = {name: value for name, value in whole.parameters.items() if name != "batch_norm"}
+    row = Configuration(whole.method, older, whole.weights, whole.preprocess)
+    assert row.detector("random").batch_norm == "running"
+    assert row.id == whole.id != Configuration.of(METHODS["simplenet"](weights="random"), Preprocess()).id
+
+
 def test_a_neutral_parameter_may_be_added(monkeypatch):
     @dataclasses.dataclass(kw_only=True)
     class Later(PatchCore):

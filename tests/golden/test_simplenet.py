@@ -51,7 +51,7 @@ def detector(dtype, monkeypatch, inputs):
     monkeypatch.setattr(SimpleNet, "architecture", architecture)
     monkeypatch.setattr(simplenet, "pictures_of", lambda step, *given: np.array([step]))
     monkeypatch.setattr(torch, "randn_like", lambda x: torch.from_numpy(next(noise) / 0.015).to(dtype))
-    given = SimpleNet(hidden=32, epochs=1, passes=1, batch=1, snapshots=1)
+    given = SimpleNet(hidden=32, epochs=1, passes=1, batch=1, snapshots=1, batch_norm="running")
     given.backbone_ = SimpleNamespace(weights={}, channels={2: 8, 3: 16})       # a patch has 24 numbers
     return given.learn(torch.from_numpy(inputs["features"]).to(dtype).numpy())
 

@@ -53,7 +53,7 @@ OTHER = {"patchcore": {
     "seed": (1, {}), "backbone": ("resnet34", {}), "layers": ((2,), {}), "weights": (None, {}), **ENGINE,
     "embedding": ("avg_k3_s2_p1", {}), "join": ("interpolate", {"layers": (1, 2)}), **TRAINING, "hidden": (8, {}),
     "noise": (0.1, {}), "margin": (0.3, {}), "epochs": (3, {}), "passes": (5, {}), "batch": (3, {}),
-    "adaptor_rate": (1e-2, {}), "discriminator_rate": (1e-3, {})},
+    "adaptor_rate": (1e-2, {}), "discriminator_rate": (1e-3, {}), "batch_norm": ("running", {})},
     "uninformed_students": {
     "seed": (1, {}), "backbone": ("resnet34", {}), "layers": ((2,), {}), "weights": (None, {}), "engine": ("eager", {}),
     **TRAINING, "patch_sizes": ((17,), {}), "channels": (8, {}), "stride": (8, {}), "source": ("procedural", {}),

@@ -97,7 +97,7 @@ def stale(before):
 
 @pytest.mark.parametrize(("method", "part"), [
     ("simplenet", "SimpleNet.losses"), ("simplenet", "SimpleNet.architecture"), ("simplenet", "SimpleNet.optimizers"),
-    ("simplenet", "SimpleNet.gather"), ("simplenet", "pictures_of"),
+    ("simplenet", "SimpleNet.gather"), ("simplenet", "pictures_of"), ("simplenet", "measure_norm"),
     ("efficientad", "EfficientAD.losses"), ("efficientad", "EfficientAD.prepare"),
     ("efficientad", "EfficientAD._taken"), ("efficientad", "EfficientAD.calibrate"),
     ("efficientad", "hard_loss"), ("efficientad", "_differences"),

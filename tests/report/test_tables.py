@@ -246,3 +246,14 @@ def test_overview_leaves_out_what_saw_fewer_test_pictures(two_rows, pad, small):
     scores.evaluate(PatchCore(weights="random", layers=(1,), bank=30), pad.subset(0, 4), small, seeds=1)
     every = tables.all_rows().query("origin == 'own'")
     assert len(every) == len(before) + 1 and sorted(tables.overview(every)["bank"]) == [20, 40]
+
+
+@pytest.mark.parametrize(("kept", "expected"), [
+    (6, [64, 80, 96]), (1, [96]), (2, [96]), (40, [86.4, 88.8, 91.2, 93.6, 96])])
+def test_late_states_are_at_most_five_and_none_of_the_first_half(kept, expected):
+    """Six states of 96 steps: the mean of the last five would count one of step 32, which is still at chance."""
+    steps = 96 * np.arange(1, kept + 1) / kept
+    curve = pd.DataFrame({"seed 0": steps, "seed 1": -steps}, index=steps)
+    found = tables.late(curve)
+    np.testing.assert_allclose(found.index, expected)
+    np.testing.assert_allclose(found.mean(), [np.mean(expected), -np.mean(expected)])

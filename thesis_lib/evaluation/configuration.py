@@ -5,7 +5,7 @@ Notebooks, batch, command line and result rows share it.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from thesis_lib.core import files, parameters
@@ -58,6 +58,8 @@ class Configuration:
         record = weightfiles.record(self.parameters["backbone"], weights)
         if record != self.weights:
             raise ThesisError(f"weights={weights!r}: are {record}, the configuration was measured with {self.weights}")
+        # What an older row does not name had the value that changes nothing; a later default may be another.
+        before = {f.name: f.metadata["neutral"][0] for f in fields(METHODS[self.method]) if f.metadata.get("neutral")}
         given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value        # JSON has no tuples
-                                 for key, value in self.parameters.items()}
+                                 for key, value in (before | dict(self.parameters)).items()}
         return METHODS[self.method](**given, weights=weights, seed=seed)

@@ -3,7 +3,9 @@
 What is learned: an adaptor, D x D, and a discriminator that gives every patch a number, high where it is nominal.
 Source: Liu et al. 2023 (arXiv 2303.15023) and its published code; thesis ch. 5, where th- lacks its sign and the score,
 too: nominal patches get a high D, so the score is -D. Differs from the paper by default as the thesis' PatchCore does:
-pooled embedding (the paper's own is embedding="original_d1536"), 256 pixels.
+pooled embedding (the paper's own is embedding="original_d1536"), 256 pixels. Differs, too: the batch
+norm of a state that is kept is measured anew on the training patches. The published running statistics lag some ten
+steps behind the weights, which puts early states at chance: batch_norm="running" has them.
 Letters: B images, P patches, D embedding.
 """
 
@@ -16,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from thesis_lib.core import memory
-from thesis_lib.core.parameters import above, at_least, parameter
+from thesis_lib.core.parameters import above, at_least, one_of, parameter
 from thesis_lib.core.seeds import seed_of
 from thesis_lib.methods.base import PatchDetector, Prediction, Stages, State
 from thesis_lib.methods.trained import Optimizers, Schedules, Trained
@@ -24,6 +26,7 @@ from thesis_lib.networks.maps import Extracted, Stored
 from thesis_lib.patches import embedding
 
 SLOPE = 0.2             # of the leaky ReLU
+BATCH_NORMS = ("recomputed", "running")
 DECAY = 1e-5            # of the discriminator's weights; the adaptor has AdamW's own
 
 
@@ -41,10 +44,14 @@ class SimpleNet(Trained, PatchDetector):
     adaptor_rate: float = parameter(1e-4, "learning rate of the adaptor (AdamW)")
     discriminator_rate: float = parameter(2e-4, "learning rate of the discriminator (Adam)")
 
+    batch_norm: str = parameter("recomputed", "statistics of a state that is kept: recomputed over all training "
+                                "patches, or running, as published", neutral=("running",))     # older rows have those
+
     name: ClassVar[str] = "simplenet"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        one_of("batch_norm", self.batch_norm, BATCH_NORMS)
         at_least(self, 1, "hidden", "epochs", "passes", "batch")
         above(self, 0, "noise", "margin", "adaptor_rate", "discriminator_rate")
 
@@ -101,12 +108,35 @@ class SimpleNet(Trained, PatchDetector):
         d, d_pseudo = networks["discriminator"](torch.cat([adapted, pseudo])).float().view(2, -1)
         return {"nominal": F.relu(self.margin - d).mean(), "pseudo": F.relu(d_pseudo + self.margin).mean()}
 
+    def calibrate(self, networks: nn.ModuleDict, constants: State, collected: np.ndarray) -> State:
+        """No constants: what a state is calibrated to stands in its batch norm. No step reads it there."""
+        if self.batch_norm == "recomputed":
+            measure_norm(networks, collected, self.noise)
+        return {}
+
 
 def pictures_of(step: int, count: int, batch: int, seed: int) -> np.ndarray:
     """Indices of the pictures of a step: every pass visits each of `count` once, in an order of its own."""
     steps = -(-count // batch)
     order = np.random.default_rng(seed_of("shuffle", seed, step // steps)).permutation(count)
     return order[step % steps * batch:][:batch]
+
+
+def measure_norm(networks: nn.ModuleDict, collected: np.ndarray, noise: float) -> None:
+    """Give the batch norm the statistics of y = W q over all patches (N, P, D) and as many pseudo-anomalies.
+
+    A batch of the training is such a mixture. Noise leaves the mean of y as it is and adds noise^2 |w|^2 to the
+    variance, w the row of W; to that of the mixture half as much. So nothing has to be drawn.
+    """
+    first, second, *_ = cast(nn.Sequential, networks["discriminator"])
+    linear, norm = cast(nn.Linear, first), cast(nn.BatchNorm1d, second)
+    mean = squares = torch.zeros(linear.out_features, dtype=torch.float64, device=linear.weight.device)
+    for patches in collected:                                                               # (P, D)
+        y = linear(networks["adaptor"](torch.from_numpy(np.array(patches)).to(linear.weight.device))).double()
+        mean, squares = mean + y.mean(0) / len(collected), squares + y.square().mean(0) / len(collected)
+        memory.release(collected)
+    norm.running_mean = mean.float()
+    norm.running_var = (squares - mean.square() + noise ** 2 / 2 * linear.weight.double().square().sum(1)).float()
 
 
 def fold(networks: nn.ModuleDict) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -62,6 +62,17 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def late(curve: pd.DataFrame, most: int = 5) -> pd.DataFrame:
+    """The last states of trainings, one a row, the step as index: at most so many, and none of the first half.
+
+    A short training has few states, and the first of them have hardly learned:
+
+    >>> late(pd.DataFrame({"seed 0": [45, 60, 75, 80]}, index=[10, 20, 30, 40])).index.tolist()
+    [30, 40]
+    """
+    return curve[curve.index > curve.index[-1] / 2].tail(most)
+
+
 def interval(line: Mapping[str, Any] | pd.Series) -> str:
     """low and high of a line of `summary` in words, "88.8 to 94.9", or why there are none."""
     return NO_INTERVAL if np.isnan(line["low"]) else f"{line['low']:.1f} to {line['high']:.1f}"
