@@ -124,6 +124,6 @@ FACES = ("from thesis_lib import data, evaluation, methods, networks, patches\n"
     (FACES, {"sklearn", "scipy.stats", "seaborn"})], ids=["package", "help", "data and batch", "notebook"])
 def test_a_start_does_not_wait_for_what_it_may_never_use(code, unwanted):
     """Every command and every notebook starts with one of these; scikit-learn alone took a third of the last one."""
-    shown = subprocess.run([sys.executable, "-c", f"{code}\nimport sys\nprint(sorted({unwanted!r} & set(sys.modules)))"],
+    shown = subprocess.run([sys.executable, "-c", f"{code}\nimport sys\nprint(sorted({unwanted} & set(sys.modules)))"],
                            capture_output=True, text=True)
     assert shown.stdout == "[]\n", shown.stdout + shown.stderr

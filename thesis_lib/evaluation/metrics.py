@@ -107,7 +107,7 @@ def _false_alarms(masks: np.ndarray, maps: np.ndarray) -> tuple[np.ndarray, np.n
 def _interval(labels: ArrayLike, scores: np.ndarray, weights: np.ndarray, level: float, resamples: int,
               seed: int) -> tuple[float, float]:
     """Bootstrap interval of the weighted sum of the AUROCs of scores (S, n); NaN where there is none."""
-    from scipy.stats import bootstrap           # half a second, which no command should pay that measures nothing
+    from scipy.stats import bootstrap  # half a second, which no command should pay that measures nothing
 
     for row in scores:
         labels, _ = _checked(labels, row, None)
