@@ -10,7 +10,7 @@ ARGS    ?=
 PROFILE ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lab bench render docs check clean
+.PHONY: help install quick run test lab bench render docs check clean
 
 help:  ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -22,6 +22,9 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e ".[docs,cluster,dev]"
 	@touch $@
+
+quick: $(READY)  ## first results in a minute: outputs/quick/index.html
+	$(BIN)/thesis quick $(ARGS)
 
 run: $(READY)  ## execute every notebook on the embedded demo data, offline (PROFILE=, ARGS=)
 	$(BIN)/thesis run --profile $(PROFILE) $(ARGS)
@@ -55,4 +58,4 @@ check: $(READY)  ## style and types of the code, style of the notebooks
 	$(BIN)/nbstripout --verify --keep-id notebooks/*.ipynb
 
 clean:  ## remove the environment and everything generated, except what is committed
-	rm -rf $(VENV) data/demo outputs/notebooks outputs/checkpoints outputs/features outputs/scratch outputs/site
+	rm -rf $(VENV) data/demo outputs/notebooks outputs/checkpoints outputs/features outputs/scratch outputs/site outputs/quick

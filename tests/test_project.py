@@ -102,12 +102,12 @@ def test_threads_soon_stop_turning_idly(own, expected):
 
 def test_make_prints_its_targets():
     shown = subprocess.run(["make", "-s", "-C", str(ROOT)], capture_output=True, text=True).stdout
-    for target in ("run", "test", "lab", "bench", "render", "docs", "check"):
+    for target in ("quick", "run", "test", "lab", "bench", "render", "docs", "check"):
         assert re.search(rf"^{target}\s+\w", shown, re.M), shown
 
 
 # Page -> commands that it must hold: all of these are tried, and a page that lost its commands is noticed.
-PAGES = {"README.md": ("evaluate", "export", "measure", "detect", "make run"),
+PAGES = {"README.md": ("evaluate", "export", "measure", "detect", "make quick", "make run"),
          "CONTRIBUTING.md": ("measure", "make check"), "data/README.md": ("data demo", "make run"),
          "outputs/README.md": ("measure", "make render"),
          "thesis_lib/weights/README.md": ("python -m pretraining.pdn",),

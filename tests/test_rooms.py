@@ -110,3 +110,20 @@ def test_core_never_imports_torch_or_pandas():
                      else [node.module or ""] if isinstance(node, ast.ImportFrom) else [])
             heavy = {name.partition(".")[0] for name in names} & {"torch", "pandas", "faiss", "sklearn", "scipy"}
             assert not heavy or id(node) in typing_only, f"core/{file.name} imports {', '.join(heavy)}"
+
+
+HELP = ("import contextlib, io\nfrom thesis_lib.commands.main import main\n"
+        "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):\n    main(['--help'])")
+FACES = ("from thesis_lib import data, evaluation, methods, networks, patches\n"
+         "from thesis_lib.report import figures, panels, tables")
+
+
+@pytest.mark.parametrize(("code", "unwanted"), [
+    ("import thesis_lib", {"numpy", "sklearn", "torch"}), (HELP, {"pandas", "scipy", "sklearn", "torch"}),
+    ("import thesis_lib.data.synthetic, thesis_lib.batch.run", {"pandas", "scipy", "sklearn", "torch"}),
+    (FACES, {"sklearn", "scipy.stats", "seaborn"})], ids=["package", "help", "data and batch", "notebook"])
+def test_a_start_does_not_wait_for_what_it_may_never_use(code, unwanted):
+    """Every command and every notebook starts with one of these; scikit-learn alone took a third of the last one."""
+    shown = subprocess.run([sys.executable, "-c", f"{code}\nimport sys\nprint(sorted({unwanted} & set(sys.modules)))"],
+                           capture_output=True, text=True)
+    assert shown.stdout == "[]\n", shown.stdout + shown.stderr

@@ -11,7 +11,6 @@ import os
 import platform
 import re
 import signal
-import sys
 import threading
 import time
 from collections import Counter
@@ -26,7 +25,7 @@ from typing import Any
 
 import psutil
 
-from thesis_lib.batch import cluster
+from thesis_lib.batch import cluster, live
 from thesis_lib.batch.plan import Task, parameters_of, read_json
 from thesis_lib.batch.values import BatchError, check_pictures
 from thesis_lib.batch.worker import Stop, execute, one_line
@@ -80,12 +79,7 @@ def _run(tasks: Sequence[Task], place: cluster.Place, force: bool, report: Calla
     """All tasks at a place; each is known by its number, from 1 on."""
     waiting = {number: (read_json(task.record) or {}).get("seconds") for number, task in enumerate(tasks, 1)}
     outcomes: dict[int, Outcome] = {}
-    lock = threading.Lock()
-
-    def say(number: int, text: str) -> None:
-        with lock:
-            report(f"[{number}/{len(tasks)}] {tasks[number - 1].name}  {text}")
-            sys.stdout.flush()
+    board = live.Board([task.name for task in tasks], report)
 
     try:
         with _on_signals(place.stop.set):
@@ -95,26 +89,29 @@ def _run(tasks: Sequence[Task], place: cluster.Place, force: bool, report: Calla
                 for number, task in enumerate(tasks, 1):
                     if len(task.after) == collected:
                         # A worker elsewhere can say nothing meanwhile, but has to find the same key.
-                        how = (None, partial(say, number)) if place.local else (task.key,)
+                        how = (None, partial(board.say, number), partial(board.at, number)) if place.local else (
+                            task.key,)
                         future = place.pool.submit(attempt, task, force, place.threads, place.stop, *how)
                         wave[future] = number
                 for future in as_completed(wave):
                     number = wave[future]
                     outcome = outcomes[number] = _outcome(future, tasks[number - 1])
                     del waiting[number]
+                    board.end(number)
                     if outcome.state != "not started":
-                        say(number, f"{outcome.state}  {outcome.seconds:.0f} s  {outcome.message}".rstrip()
-                            + _progress(outcomes.values(), waiting.values(), place.slots))
+                        board.say(number, f"{outcome.state}  {outcome.seconds:.0f} s  {outcome.message}".rstrip()
+                                  + _progress(outcomes.values(), waiting.values(), place.slots))
     finally:
         place.stop.set()                # whatever broke here: no notebook runs on without its batch
     return [outcomes[number] for number in sorted(outcomes)]
 
 
 def attempt(task: Task, force: bool, threads: int, stop: Stop, expected: str | None,
-            say: Callable[[str], None] | None = None) -> Outcome:
+            say: Callable[[str], None] = lambda text: None, at: Callable[[str], None] = lambda text: None) -> Outcome:
     """One task, here or on a worker of a cluster; whatever is wrong with it is told in its outcome.
 
     expected: key of the task on another machine that started the batch; here it must be the same.
+    say, at: told what happens, and the heading of each cell that runs.
     """
     if stop.is_set():
         return Outcome(task, "not started")
@@ -122,7 +119,7 @@ def attempt(task: Task, force: bool, threads: int, stop: Stop, expected: str | N
         key = task.key
         if expected not in (None, key):
             raise BatchError("the worker that took it sees another notebook, code or data than the batch")
-        return _run_task(task, key, force, threads, stop, say or (lambda text: None))
+        return _run_task(task, key, force, threads, stop, say, at)
     except (BatchError, OSError) as error:        # the notebook was broken meanwhile, or the disk is full
         return Outcome(task, "failed", message=one_line(f"{type(error).__name__}: {error}"))
 
@@ -176,7 +173,8 @@ def describe(tasks: Sequence[Task], *, force: bool = False) -> str:
     return _aligned([("notebook", "state", "last time", "parameters"), *rows])
 
 
-def _run_task(task: Task, key: str, force: bool, threads: int, stop: Stop, say: Callable[[str], None]) -> Outcome:
+def _run_task(task: Task, key: str, force: bool, threads: int, stop: Stop, say: Callable[[str], None],
+              at: Callable[[str], None]) -> Outcome:
     """Execute a task beside its output, then put copy and record in their place."""
     effective = task.effective                        # now, as the key: the notebook may be edited while it runs
     if not force and up_to_date(task, key):
@@ -185,11 +183,13 @@ def _run_task(task: Task, key: str, force: bool, threads: int, stop: Stop, say: 
     part = task.output.with_name(f".{task.name}.{OWNER}.ipynb")     # same folder: os.replace is atomic
     rows = part.with_suffix(".rows")
     rows.write_text("", encoding="utf-8")
-    began = time.monotonic()
+    before, began = read_json(task.record) or {}, time.monotonic()
+    same = before.get("state") == "done" and before.get("parameters") == effective
+    look = live.watch(part, before["seconds"] if same else None, say, at)
     try:
         for _ in range(2):                                            # a second try only if no kernel came up
             state, message = execute(task.notebook, task.parameters, part, timeout_s=task.timeout_s,
-                                     threads=threads, stop=stop, rows=rows)
+                                     threads=threads, stop=stop, rows=rows, look=look)
             if state != "no kernel":
                 break
         seconds = round(time.monotonic() - began, 1)

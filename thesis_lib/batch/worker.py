@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,10 +41,10 @@ class Stop(Protocol):
 
 
 def execute(notebook: Path, parameters: Mapping[str, Any], output: Path, *, timeout_s: float, threads: int, stop: Stop,
-            rows: Path) -> tuple[str, str]:
+            rows: Path, look: Callable[[], None] = lambda: None) -> tuple[str, str]:
     """Run to the end, the limit (seconds) or the event `stop`; nothing of it is alive afterwards.
 
-    rows: file for the ids of the result rows that it measures or reads.
+    rows: file for the ids of the result rows that it measures or reads; look: called ten times a second meanwhile.
     -> state ("done", "failed", "killed", "timeout", "interrupted", "no kernel"), message on one line.
     """
     with tempfile.TemporaryDirectory(prefix="thesis-", ignore_cleanup_errors=True) as folder:
@@ -72,6 +72,7 @@ def execute(notebook: Path, parameters: Mapping[str, Any], output: Path, *, time
                     return "interrupted", ""
                 if time.monotonic() > deadline:
                     return "timeout", f"longer than {timeout_s:g} s"
+                look()
         finally:
             if child.poll() is None:
                 kill_tree(child.pid)

@@ -73,6 +73,11 @@ def site() -> Path:
     return outputs() / "site"
 
 
+def quick() -> Path:
+    """First results: a page, and the pictures of one demo category. May be deleted at any time."""
+    return outputs() / "quick"
+
+
 def guides() -> Path:
     """Sphinx settings, index and the pages that are no notebooks."""
     return root() / "docs"

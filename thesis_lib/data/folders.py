@@ -9,9 +9,9 @@ import re
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from thesis_lib.core import paths
 from thesis_lib.core.errors import ThesisError
@@ -28,6 +28,9 @@ from thesis_lib.core.preprocess import (
     read_rgb,
 )
 from thesis_lib.data.pictures import evenly
+
+if TYPE_CHECKING:       # only `verify` makes a table
+    import pandas as pd
 
 # What people call the folder of good parts; compared without case, spaces and signs.
 GOOD = {"good", "goods", "goodparts", "ok", "okay", "okparts", "gut", "gutteile", "io", "normal", "nominal", "pass",
@@ -157,13 +160,15 @@ def scan(root: str | Path, category: str, good_name: str = "good") -> Category:
     return Category(category, tuple(train), tuple(test))
 
 
-def verify(root: str | Path, good_name: str = "good") -> pd.DataFrame:
+def verify(root: str | Path, good_name: str = "good") -> "pd.DataFrame":
     """Count what is on disk and set it beside Table 2.1 of the thesis; column `problems` is empty when all is well.
 
     Opens every picture and mask, so a truncated one is found here and not in the middle of a run. bits and maximum:
     of a channel, over all pictures; levels: what `Preprocess` decides from the training pictures; ignored: pictures
     with hidden names or in folders of the system; notes: what is read otherwise than one may think.
     """
+    import pandas as pd
+
     expected = pd.read_csv(paths.reference() / "thesis_table_2_1.csv").set_index("category_en")
     on_disk = categories(root, good_name)
     # Any MVTec AD category makes it MVTec AD: then what is missing of the fifteen is listed, too.

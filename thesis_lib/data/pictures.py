@@ -5,19 +5,23 @@ Letters: B pictures, H, W sides in pixels after `Preprocess`.
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-import torch
 
 from thesis_lib.core.errors import ThesisError
 from thesis_lib.core.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess, Sample
 
+if TYPE_CHECKING:       # whoever only looks for pictures should not wait for it
+    import torch
+
 Item = TypeVar("Item")
 
 
-def load_image(path: Path, preprocess: Preprocess) -> torch.Tensor:
+def load_image(path: Path, preprocess: Preprocess) -> "torch.Tensor":
     """(3, H, W) float32, ImageNet-normalised. DataError names a file that cannot be read."""
+    import torch
+
     return torch.from_numpy(preprocess.array(path))
 
 
@@ -42,19 +46,21 @@ class Pictures:
         """At most so many of them, evenly spaced."""
         return Pictures(evenly(self.samples, count), self.preprocess, self.batch_size)
 
-    def __iter__(self) -> Iterator[torch.Tensor]:
+    def __iter__(self) -> "Iterator[torch.Tensor]":
+        import torch
+
         for start in range(0, len(self.samples), self.batch_size):
             yield torch.stack([load_image(sample.path, self.preprocess)
                                for sample in self.samples[start:start + self.batch_size]])
 
 
-def normalise(images: torch.Tensor) -> torch.Tensor:
+def normalise(images: "torch.Tensor") -> "torch.Tensor":
     """(..., 3, H, W), 0 to 1 -> by ImageNet's mean and standard deviation."""
     mean, std = (images.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
     return (images - mean) / std
 
 
-def denormalise(images: torch.Tensor) -> torch.Tensor:
+def denormalise(images: "torch.Tensor") -> "torch.Tensor":
     """Back to 0 to 1."""
     mean, std = (images.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
     return images * std + mean

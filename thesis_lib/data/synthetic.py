@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
-from scipy import ndimage
 
 from thesis_lib.core.errors import ThesisError
 from thesis_lib.data.scenes import SCENES, Random, photograph
@@ -43,6 +42,8 @@ def render(category: str, *, seed: int, index: int, size: int = 256,
     Raises ThesisError for an unknown category or defect, a size below 32 or not a multiple of 2, a negative seed
     or index.
     """
+    from scipy import ndimage
+
     _check(category=category, seed=seed, index=index, size=size)
     if defect is not None and defect not in DEFECTS[category]:
         raise ThesisError(f"defect {defect!r}: {category} has {', '.join(DEFECTS[category])}, or None")

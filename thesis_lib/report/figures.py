@@ -1,4 +1,7 @@
-"""All figures and their only style: tables, scores and maps go in, a Figure comes out that no pyplot state knows."""
+"""All figures and their only style: tables, scores and maps go in, a Figure comes out that no pyplot state knows.
+
+Seaborn and scikit-learn take a second to import, so only the figures that need them do.
+"""
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
@@ -6,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as _Figure
@@ -14,7 +16,6 @@ from matplotlib.lines import Line2D
 from matplotlib.transforms import ScaledTranslation
 from numpy.typing import ArrayLike
 from PIL import Image
-from sklearn.metrics import roc_curve
 
 from thesis_lib.core.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess, Sample
 from thesis_lib.data.pictures import load_image
@@ -143,6 +144,8 @@ def distributions(cases: Mapping[str, tuple[ArrayLike, ArrayLike]], threshold: f
 
 def matrix(counts: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> Figure:
     """Table of counts as a heat map, e.g. a confusion matrix."""
+    import seaborn as sns
+
     figure = Figure(figsize=(1.6 + 1.2 * len(columns), 1.0 + 0.8 * len(rows)), layout="constrained", dpi=90)
     axis = figure.subplots()
     sns.heatmap(counts, annot=True, fmt="d", cmap="Blues", cbar=False, ax=axis, xticklabels=columns, yticklabels=rows)
@@ -152,6 +155,8 @@ def matrix(counts: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> F
 
 def heat(panels: Mapping[str, pd.DataFrame], columns: int = 3) -> Figure:
     """Tables of numbers as heat maps with one common colour scale; empty cells are left white."""
+    import seaborn as sns
+
     values = np.concatenate([table.to_numpy(dtype=float).ravel() for table in panels.values()])
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(3.1 * columns, 2.9 * rows), layout="constrained", dpi=90)
@@ -169,6 +174,8 @@ def pareto(table: pd.DataFrame, front: pd.DataFrame, cost: str, gain: str, group
     """Every row a point at (cost, gain), coloured by `group`; the rows of the front joined and numbered, their index
     beside: names at points that lie close together would hide each other.
     """
+    import seaborn as sns
+
     figure = Figure(figsize=(9.6, 4.4), layout="constrained", dpi=100)
     axis = figure.subplots()
     sns.scatterplot(table, x=cost, y=gain, hue=group, s=26, ax=axis)
@@ -216,6 +223,8 @@ def rounding(panels: "Mapping[str, tuple[np.ndarray, Mapping[str, Affine]]]") ->
 
 def _roc(axis: Axes, labels: ArrayLike, scores: ArrayLike, **style: Any) -> None:
     """One curve, with the diagonal of a guess; style is that of the line."""
+    from sklearn.metrics import roc_curve
+
     fpr, tpr, _ = roc_curve(labels, scores)
     axis.plot(fpr, tpr, **style)
     axis.plot([0, 1], [0, 1], color="0.7", lw=0.8, ls=":")
