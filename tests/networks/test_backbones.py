@@ -13,6 +13,7 @@ from thesis_lib import data
 from thesis_lib.evaluation import scores
 from thesis_lib.methods import PatchCore
 from thesis_lib.networks import backbones, weightfiles
+from thesis_lib.training import sources
 
 CHANNELS = {"resnet18": (64, 128, 256, 512), "resnet34": (64, 128, 256, 512),
             "wide_resnet50_2": (256, 512, 1024, 2048), "wide_resnet101_2": (256, 512, 1024, 2048),
@@ -231,6 +232,16 @@ def test_bundled_weights_detect_where_random_ones_guess(demo_data, backbone, lay
         aurocs[weights] = scores.evaluate(detector, pictures, data.Preprocess(), seeds=1,
                                                pixels=False)["image_auroc"][0]
     assert aurocs["bundled"] > least and aurocs["random"] < most, aurocs
+
+
+@torch.no_grad()
+def test_no_hidden_unit_of_the_bundled_pdn_is_dead():
+    """At ten times the learning rate half of the last hidden layer answered to no picture: its rectifiers had died."""
+    x = sources.parse("procedural", 128, 8)[0]
+    for layer in backbones.load("pdn_small", (1,), "bundled").levels["1"]:
+        x = layer(x)
+        if isinstance(layer, torch.nn.ReLU):
+            assert (x.amax((0, 2, 3)) == 0).float().mean() < 0.05
 
 
 def test_bundled_weights_belong_to_one_network():

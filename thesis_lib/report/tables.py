@@ -283,7 +283,7 @@ def note(categories: list[str], weights: str) -> str:
         lines.append(f"**Bundled weights** ({', '.join(weightfiles.BUNDLED)}): trained by this project on pictures "
                      "made by formula, no photograph among them. On the real sets looked at ResNet-18 does best with "
                      "them at level 1; with level 2, the thesis' best, ImageNet weights detect better. The PDN had "
-                     f"2400 steps of 60000. Other networks have none: their times are measured, their AUROC {NEEDED}.")
+                     f"4800 steps of 60000. Other networks have none: their times are measured, their AUROC {NEEDED}.")
     return "\n\n".join(lines)
 
 
