@@ -1,6 +1,7 @@
 """One battery for every detector in METHODS, with the smallest settings that do something."""
 
 import functools
+import json
 import random
 
 import numpy as np
@@ -234,6 +235,35 @@ def test_save_and_load_give_equal_scores_bit_for_bit(name, tmp_path):
     assert same(answers(loaded), answers(detector))
     assert loaded.parameters() == detector.parameters()
     assert loaded.backbone_.weights == detector.backbone_.weights
+
+
+@pytest.fixture(scope="module")
+def trained_on_bundled():
+    return fitted("efficientad", weights="bundled"), fitted("uninformed_students", weights="bundled")
+
+
+def test_a_compact_file_holds_what_was_trained_alone_in_half_the_bits(trained_on_bundled, tmp_path):
+    for detector in trained_on_bundled:
+        whole = detector.save(tmp_path / "whole.safetensors")
+        compact = detector.save(tmp_path / "compact.safetensors", compact=True, card={"steps": 2})
+        assert compact.stat().st_size < 0.6 * whole.stat().st_size
+        with safetensors.safe_open(compact, "pt") as file:
+            kinds = {key.partition(".")[0]: file.get_tensor(key).dtype for key in file.keys()}      # noqa: SIM118
+            assert kinds == {"networks": torch.float16, "constants": torch.float32}
+            assert json.loads(file.metadata()["card"]) == {"steps": 2}
+        loaded = type(detector).load(compact)
+        assert loaded.backbone_.weights == detector.backbone_.weights
+        for a, b in zip(answers(loaded), answers(detector), strict=True):
+            assert a.dtype == torch.float32
+            torch.testing.assert_close(a, b, rtol=0, atol=0.02 * (b.max() - b.min()).item())
+
+
+def test_a_compact_file_of_other_bundled_weights_is_refused(trained_on_bundled, tmp_path, monkeypatch):
+    detector, _ = trained_on_bundled
+    monkeypatch.setattr(detector.backbone_, "weights", {"source": "bundled", "sha256": "another"})
+    file = detector.save(tmp_path / "compact.safetensors", compact=True)
+    with pytest.raises(ThesisError, match=r"compact\.safetensors: belongs to .*another.*; fit and save it again"):
+        type(detector).load(file)
 
 
 @pytest.mark.parametrize("engine", ["fast", "int8"])

@@ -215,17 +215,24 @@ class Detector(_Offered):
         """What an identity is made of: without the neutral parameters that have their default."""
         return parameters.deciding(self, self.parameters(identity_only=True))
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | Path, *, compact: bool = False, card: Mapping[str, Any] | None = None) -> Path:
         """One safetensors file: tensors, and in its header parameters, size of the pictures and how they were
         prepared, as JSON.
+
+        compact: trained networks as float16, and without a backbone of bundled weights, which `load` takes from the
+        project. card: what else is to be told of it, as JSON in the header.
         """
-        path = Path(path)
-        network = {f"backbone.{key}": value for key, value in engines.state(self._learned("backbone_")).items()}
-        tensors = {key: value.contiguous() for key, value in (self.state() | network).items()}
+        path, trunk = Path(path), self._learned("backbone_")
+        learned, network = self.state(), {f"backbone.{key}": value for key, value in engines.state(trunk).items()}
+        if compact:
+            learned = {key: value.half() if key.startswith("networks.") and value.is_floating_point() else value
+                       for key, value in learned.items()}
+            network = {} if trunk.weights["source"] == "bundled" and self.engine == "eager" else network
+        tensors = {key: value.contiguous() for key, value in (learned | network).items()}
         prepared = self.preprocess_ and parameters.values(self.preprocess_)
         header = {"format": FORMAT, "method": self.name, "parameters": json.dumps(self.parameters()),
                   "weights": json.dumps(self.backbone_.weights), "image_size": json.dumps(self.image_size_),
-                  "preprocess": json.dumps(prepared)}
+                  "preprocess": json.dumps(prepared)} | ({"card": json.dumps(card)} if card else {})
         with files.replaced(path) as partial:
             safetensors.torch.save_file(tensors, partial, metadata=header)
         return path
@@ -260,9 +267,16 @@ class Detector(_Offered):
         detector.preprocess_ = prepared and Preprocess(**prepared)
         # Tensors of the network begin with "backbone."; all others are what the method has learned.
         trunk = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
-        learned = {key: value for key, value in state.items() if not key.startswith("backbone.")}
-        detector.backbone_ = engines.restore(detector.backbone, detector.levels, trunk, json.loads(header["weights"]),
-                                             detector.tap)
+        learned = {key: value.float() if value.dtype == torch.float16 else value for key, value in state.items()
+                   if not key.startswith("backbone.")}
+        weights = json.loads(header["weights"])
+        if trunk:
+            detector.backbone_ = engines.restore(detector.backbone, detector.levels, trunk, weights, detector.tap)
+        else:
+            detector.backbone_ = backbones.load(detector.backbone, detector.levels, "bundled", tap=detector.tap)
+            if detector.backbone_.weights != weights:
+                raise ThesisError(f"{path}: belongs to {weights}, the bundled weights are "
+                                  f"{detector.backbone_.weights}; fit and save it again")
         detector.restore(learned)
         return detector
 
