@@ -7,8 +7,8 @@ The restatement is the step as its paper and code tell it, without anything kept
 at every step and the student's whole last layer runs three times; SimpleNet's network looks at its pictures in every
 pass. Both sides begin with the same weights and draw the same numbers, so that their losses are equal up to rounding;
 where they are not, nothing is printed but that. Steps take turns (--rounds of them, after one that is not timed). The
-arithmetic is what our step multiplies, forwards and backwards, at the rate of a large float32 matrix product. The table
-is printed and stored as a row "benchmark".
+arithmetic is what our step multiplies, forwards and backwards, at the rate of a large float32 matrix product; it is no
+bound, since convolutions may run faster than that product. The table is printed and stored as a row "benchmark".
 """
 
 import argparse
@@ -163,11 +163,13 @@ def main(arguments: list[str] | None = None) -> None:
     common.set_threads(args)
     category, _ = common.pictures(args)
     train = data.Pictures(category.train[:args.train_pictures], data.Preprocess(image_size=args.image_size))
-    machine, lines = limits.machine(), []
-    for detector in detectors(args):
+    machine, lines, compared = limits.machine(), [], detectors(args)
+    for detector in compared:
         lines += compare(detector, train, args.rounds, machine)
-    common.report("training", args, common.subject(detector, category, args, methods=args.methods), lines, "precision",
-                  "penalty", "train_pictures", "image_size")
+    subject = {"category": category.name, "data": category.fingerprint,
+               "weights": {detector.name: detector.backbone_.weights for detector in compared},
+               "parameters": {detector.name: detector.parameters(identity_only=True) for detector in compared}}
+    common.report("training", args, subject, lines, "precision", "penalty", "train_pictures", "image_size")
 
 
 if __name__ == "__main__":

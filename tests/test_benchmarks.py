@@ -147,6 +147,8 @@ def test_training_is_printed_and_stored_with_equal_losses(make_category, capsys,
         assert len(ours["raw_ms"]) == len(plain["raw_ms"]) == 2 and plain["ratio"] == 1
         assert ours["times_arithmetic"] == pytest.approx(ours["ms_median"] / floor["ms_median"])
     assert row["protocol.train_pictures"] == 4 and "arithmetic" in capsys.readouterr().out
+    assert row["parameters.efficientad.backbone"] == "pdn_small" and row["parameters.simplenet.backbone"] == "resnet18"
+    assert row["weights.efficientad.source"] == row["weights.simplenet.source"] == "random"
 
 
 def test_another_step_than_the_plain_one_stops_it(make_category, monkeypatch, one_giga):

@@ -49,15 +49,13 @@ def test_maxima_of_uninformed_students_are_not_at_the_rim(pictures, students, p)
     assert (highest & at_rim).any((1, 2)).double().mean() <= 1.5 * area
 
 
-def test_efficientad_fills_its_rim_with_the_nearest_values_and_adds_no_maximum(pictures):
-    """The zeros of the reference were above most of a nominal map. The outermost ring of what the networks say is high
-    in itself, as the autoencoder pads with zeros; that is the method's, so a maximum counts where it was worked out.
+def test_efficientad_fills_its_rim_with_the_nearest_values(pictures):
+    """So no maximum is added. The outermost ring of what the networks say is high in itself, as the autoencoder pads
+    with zeros; that is the method's.
     """
     train, others = pictures
     prediction = EfficientAD(steps=8, penalty="none", rate=1e-3, snapshots=1).fit(train.split(5)).predict(others)
-    at_rim, area = outer(RIM)
     inner = prediction.map[:, RIM:-RIM, RIM:-RIM]
     nearest = torch.arange(GRID).clamp(RIM, GRID - RIM - 1) - RIM
     assert torch.equal(prediction.map, inner[:, nearest][:, :, nearest])
     assert torch.equal(prediction.score, inner.flatten(1).amax(1))
-    assert (~(positions(prediction.map) & ~at_rim).any((1, 2))).double().mean() <= 1.5 * area
