@@ -235,7 +235,7 @@ def test_bundled_weights_detect_where_random_ones_guess(demo_data, backbone, lay
 
 
 @torch.no_grad()
-def test_no_hidden_unit_of_the_bundled_pdn_is_dead():
+def test_few_hidden_units_of_the_bundled_pdn_are_dead():
     """At ten times the learning rate half of the last hidden layer answered to no picture: its rectifiers had died."""
     x = sources.parse("procedural", 128, 8)[0]
     for layer in backbones.load("pdn_small", (1,), "bundled").levels["1"]:
