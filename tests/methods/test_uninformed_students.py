@@ -10,6 +10,7 @@ from thesis_lib.core import paths
 from thesis_lib.core.errors import ThesisError
 from thesis_lib.data import Pictures
 from thesis_lib.methods import UninformedStudents
+from thesis_lib.methods.base import Prediction
 from thesis_lib.methods.uninformed_students import describe, error_and_variance, inside, rims
 from thesis_lib.networks import backbones
 from thesis_lib.networks.patchnets import LAYERS, PatchNetwork
@@ -55,14 +56,15 @@ def test_too_small_a_picture_is_refused(pad, small):
     with pytest.raises(ValueError, match=r"images of 64x64 pixels: patch_sizes=\(65,\)"):
         UninformedStudents(**{**TINY, "patch_sizes": (65,)}).fit(Pictures(pad.train, small))
     tiny = UninformedStudents(**{**TINY, "stride": 10})
-    tiny.check_pictures(4, 37)                              # centres at 20 pixels, patches from 4 to 36
-    with pytest.raises(ValueError, match=r"images of 36x36 pixels: patch_sizes=\(17, 33\) do not fit .* stride=10"):
-        tiny.check_pictures(4, 36)
+    tiny.check_pictures(4, 42)                              # centres at 25 pixels, patches from 9 to 41
+    with pytest.raises(ValueError, match=r"images of 41x41 pixels: patch_sizes=\(17, 33\) do not fit .* stride=10"):
+        tiny.check_pictures(4, 41)
 
 
 def within(p, side, stride):
     """Positions along a side whose patch lies in the picture, one by one."""
-    return [i for i in range(-(-side // stride)) if i * stride - p // 2 >= 0 and i * stride + p // 2 < side]
+    middles = [i * stride + stride // 2 for i in range(side) if i * stride + stride // 2 < side]
+    return [i for i, middle in enumerate(middles) if middle - p // 2 >= 0 and middle + p // 2 < side]
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3, 4, 8])
@@ -75,6 +77,20 @@ def test_inside_are_the_positions_whose_patch_lies_in_the_picture(p, stride):
     torch.testing.assert_close(found, everywhere[:, :, rows][..., columns], atol=1e-5, rtol=1e-4)
     for positions, side, count in zip((rows, columns), images.shape[2:], everywhere.shape[2:], strict=True):
         assert rims(p, side, stride) == (positions[0], count - 1 - positions[-1])
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4])
+def test_an_enlarged_map_lies_over_its_patches(stride):
+    """A dot in the picture, and a network that adds up the middle of a patch: they meet, half a pixel apart at most."""
+    network = PatchNetwork(17, 1).requires_grad_(False)
+    for convolution in network.convolutions:                # their middles, from the last layer to the first: 17 pixels
+        torch.nn.init.constant_(convolution.weight, 1 / convolution.weight[0].numel())
+        torch.nn.init.zeros_(convolution.bias)
+    image = torch.zeros(1, 3, 64, 64)
+    image[..., 30, 36] = 1
+    full = Prediction(torch.zeros(1), describe(network, image, stride)[:, 0], 0.0).full_map(64)[0].double()
+    middle = [(full.sum(1 - axis) / full.sum() * torch.arange(64)).sum().item() for axis in (0, 1)]
+    np.testing.assert_allclose(middle, [30, 36], atol=0.5 + 1e-6)
 
 
 def test_error_and_variance_are_those_of_the_thesis():

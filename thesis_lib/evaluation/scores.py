@@ -34,6 +34,7 @@ if TYPE_CHECKING:       # rows of other methods must not depend on the code of a
 
 log = logging.getLogger("thesis_lib")
 POINTS = 200            # of a loss curve in a row, each the mean of the steps since the last one
+FIRST = 50              # losses of a row that are kept as they were, so that a training begun again can be held to them
 Key = tuple[str, int]                                   # name of a detector and seed
 Groups = Sequence[Sequence[Key]]                        # of one network; a group gathers the same from its features
 Trunk = backbones.Backbone | engines.Exported
@@ -258,7 +259,8 @@ def _training(detector: "Trained", scores: Mapping[int, np.ndarray], labels: np.
               for name, values in course.losses.items()}
     return {"steps": steps, "image_auroc": quality, "best_on_test": max(quality),
             "best_step": steps[int(np.argmax(quality))], "seconds": course.seconds,
-            "loss_steps": points[1:].tolist(), "losses": losses}
+            "loss_steps": points[1:].tolist(), "losses": losses,
+            "first_losses": {name: values[:FIRST] for name, values in course.losses.items()}}
 
 
 def _quality(labels: np.ndarray, scores: np.ndarray, names: Sequence[str], masks: np.ndarray | None,

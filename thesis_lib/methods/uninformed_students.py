@@ -109,7 +109,7 @@ class UninformedStudents(Trained):
         super().check_pictures(count, side)
         if count < 2:
             raise ThesisError(f"{count} training picture: one is held out, so it needs at least 2")
-        if sum(rims(max(self.patch_sizes), side, self.stride)) > (side - 1) // self.stride:
+        if sum(rims(max(self.patch_sizes), side, self.stride)) >= len(centres(side, self.stride)):
             raise ThesisError(f"images of {side}x{side} pixels: patch_sizes={self.patch_sizes} do not fit into them at "
                               f"stride={self.stride}")
         if self.source != "nominal":
@@ -255,24 +255,35 @@ class UninformedStudents(Trained):
 
 
 def describe(network: PatchNetwork, images: torch.Tensor, stride: int) -> torch.Tensor:
-    """(B, d, h, w) around the pixels (i * stride, j * stride); pictures are mirrored at their rim, for all p alike."""
-    return network(F.pad(images, [network.p // 2] * 4, mode="reflect"), stride)
+    """(B, d, h, w) around the pixels of `centres`; pictures are mirrored at their rim, for all p alike."""
+    padded = F.pad(images, [network.p // 2] * 4, mode="reflect")
+    return network(padded[..., stride // 2:, stride // 2:], stride)
 
 
 def inside(network: PatchNetwork, images: torch.Tensor, stride: int) -> torch.Tensor:
     """(B, d, h_p, w_p): of `describe` the positions whose patch lies in the picture."""
-    first = -(network.p // 2) % stride              # pixel where the first of these patches begins
+    first = (stride // 2 - network.p // 2) % stride         # pixel where the first of these patches begins
     return network(images[..., first:, first:], stride)
 
 
+def centres(side: int, stride: int) -> range:
+    """Pixels along a side around which a patch is described: the middle of every `stride` pixels, so that a map
+    enlarged to full size lies where its patches do.
+
+    >>> list(centres(16, 4))
+    [2, 6, 10, 14]
+    """
+    return range(stride // 2, side, stride)
+
+
 def rims(p: int, side: int, stride: int) -> tuple[int, int]:
-    """Positions along a side, of all the pixels i * stride, before and behind those whose patch lies in the picture.
+    """Positions along a side before and behind those whose patch lies in the picture.
 
     >>> rims(33, 256, 4)
     (4, 4)
     """
-    half = p // 2
-    return -(-half // stride), (side - 1) // stride - (side - 1 - half) // stride
+    within = [p // 2 <= centre < side - p // 2 for centre in centres(side, stride)]
+    return (within.index(True), within[::-1].index(True)) if any(within) else (len(within), len(within))
 
 
 def error_and_variance(said: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
