@@ -106,6 +106,21 @@ def test_widgets_change_what_is_told(patchcore, pad, small, make_category):
     assert len(parts["picture"].options) == len(data.scan(root, "other").test)
 
 
+def test_a_first_view_is_shown_until_something_else_is_chosen(patchcore, view, pad, small, capsys, monkeypatch):
+    larger = PatchCore(weights="random", layers=(1,), bank=60)
+    parts = widgets(box := panels.panel(larger, pad.train[0].path.parents[3], pad, small, first=view))
+    told, highest = box.children[3], int(np.argmax(view.scores))
+    assert told.value == view.verdict(highest, view.usual)
+    parts["layers"].value = (1, 2)
+    assert told.value != view.verdict(highest, view.usual)
+    parts["layers"].value = (1,)
+    assert told.value == view.verdict(highest, view.usual)
+    monkeypatch.setattr(PatchCore, "fit", lambda *_: pytest.fail("fitted"))
+    panels.show(larger, pad.train[0].path.parents[3], pad, small, first=view)
+    said = capsys.readouterr().out
+    assert any(view.verdict(index, view.usual) in said for index in range(len(view.scores)))
+
+
 def test_another_detector_keeps_the_picture(patchcore, pad, small):
     parts = widgets(panels.panel(patchcore, pad.train[0].path.parents[3], pad, small))
     parts["picture"].value = 1

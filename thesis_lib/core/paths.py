@@ -88,6 +88,11 @@ def reference() -> Path:
     return PACKAGE / "reference"
 
 
+def states() -> Path:
+    """Trained detectors that ship with the project, not with the package."""
+    return root() / "pretraining" / "states"
+
+
 def weights() -> Path:
     """Weights that ship inside the package."""
     return PACKAGE / "weights"

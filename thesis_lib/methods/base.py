@@ -240,6 +240,7 @@ class Detector(_Offered):
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Detector as it was saved; `preprocess_` prepares pictures for it where fit got `Pictures`, else it is None.
+        `card_` is what `save` was told of it.
 
         Raises ThesisError that names the file.
         """
@@ -278,6 +279,7 @@ class Detector(_Offered):
                 raise ThesisError(f"{path}: belongs to {weights}, the bundled weights are "
                                   f"{detector.backbone_.weights}; fit and save it again")
         detector.restore(learned)
+        detector.card_ = json.loads(header.get("card", "{}"))
         return detector
 
     def _learned(self, attribute: str) -> Any:

@@ -126,15 +126,16 @@ def view_of(detector: Detector, category: Category, preprocess: Preprocess) -> V
 
 
 def show(detector: Detector, root: Path, category: Category, preprocess: Preprocess,
-         backbones: Sequence[str] = ()) -> None:
+         backbones: Sequence[str] = (), first: View | None = None) -> None:
     """Display a category of the folder `root` as the detector sees it, with widgets where somebody watches.
 
-    backbones: networks that can be chosen there beside the usual ones.
+    backbones: networks that can be chosen there beside the usual ones. first: shown until something else is chosen, as
+    a detector from a file, which should not be fitted again.
     """
     if progress.watched():
-        display(panel(detector, root, category, preprocess, backbones))
+        display(panel(detector, root, category, preprocess, backbones, first))
         return
-    view = view_of(detector, category, preprocess)
+    view = first or view_of(detector, category, preprocess)
     chosen = np.flatnonzero(view.category.labels == view.category.labels.max())     # anomalous ones where there are any
     index = int(chosen[np.argsort(view.scores[chosen])[len(chosen) // 2]])
     print(view.verdict(index, view.usual))
@@ -151,8 +152,10 @@ class _Shown:
 
 
 def panel(detector: Detector, root: Path, category: Category, preprocess: Preprocess,
-          backbones: Sequence[str] = ()) -> "VBox":
-    """Widgets: folder, category, parameters of the detector, picture, threshold. A new detector is fitted first."""
+          backbones: Sequence[str] = (), first: View | None = None) -> "VBox":
+    """Widgets: folder, category, parameters of the detector, picture, threshold. A new detector is fitted before it is
+    shown, but for `first`.
+    """
     import ipywidgets as w
     folder = w.Text(str(root), description="folder", continuous_update=False, layout={"width": "40em"})
     chosen = w.Dropdown(options=categories(root), value=category.name, description="category")
@@ -171,8 +174,10 @@ def panel(detector: Detector, root: Path, category: Category, preprocess: Prepro
             wanted = replace(detector, **{name: option.value for name, option in options.items()})
             given = (shown.root, chosen.value) == (Path(root), category.name)
             other = scan(shown.root, chosen.value) if not given else category
-            # Another category may come from another camera.
-            view = view_of(wanted, other, preprocess if given else replace(preprocess, levels="auto"))
+            if first and given and wanted == detector:
+                view = first
+            else:       # another category may come from another camera
+                view = view_of(wanted, other, preprocess if given else replace(preprocess, levels="auto"))
             scores = view.scores
         except (ThesisError, OSError) as error:     # a level without weights, a picture that is none, ...
             if (line := user_message(error)) is None:
