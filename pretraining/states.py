@@ -64,9 +64,8 @@ RECIPES: Mapping[str, Recipe] = {
         EfficientAD(weights="bundled", penalty="none", steps=6000, rate=2e-4, snapshots=12, precision="bfloat16"),
         "bracket", 192, 300),
     "uninformed_students_weave": Recipe(
-        UninformedStudents(weights="bundled", layers=(2,), channels=32, stride=4, teacher_steps=5000,
-                           teacher_rate=1e-3, epochs=20, rate=1e-3, snapshots=10, precision="bfloat16"),
-        "weave", 128, 60)}
+        UninformedStudents(weights="bundled", layers=(2,), channels=16, teacher_steps=2000, teacher_rate=1e-3,
+                           epochs=10, rate=1e-3, snapshots=10), "weave", 256, 60)}
 
 
 def train(name: str, folder: Path) -> dict[str, Any]:
