@@ -42,7 +42,7 @@ def test_a_rate_that_cannot_be_given_is_refused_with_the_lowest_one_and_the_pict
 
 @pytest.mark.parametrize("rate", [0.0, 1.0, -0.1, 5.0, float("nan")])
 def test_what_is_no_rate_is_refused(rate):
-    with pytest.raises(ThesisError, match="false_alarms=.*needs a share above 0 and below 1"):
+    with pytest.raises(ThesisError, match=r"false_alarms=.*needs a share above 0 and below 1"):
         thresholds.rank(100, rate)
 
 
@@ -154,9 +154,9 @@ def test_a_recall_that_would_flag_every_part_is_refused_with_what_can_be_had():
     with pytest.raises(ThesisError, match=r"recall=1: needs a threshold below .* every part; at most 0.75 can be had"):
         Promise.of([1, 2, 3], recall=1.0, defective=[0, 4, 5, 6])
     assert Promise.of([1, 2, 3], recall=0.75, defective=[0, 4, 5, 6]).found == Share(3, 4)
-    with pytest.raises(ThesisError, match="recall=0.9: needs defective test pictures, there is none"):
+    with pytest.raises(ThesisError, match=r"recall=0.9: needs defective test pictures, there is none"):
         Promise.of([1, 2, 3], recall=0.9)
-    with pytest.raises(ThesisError, match="recall=1.5: needs a share above 0, at most 1"):
+    with pytest.raises(ThesisError, match=r"recall=1.5: needs a share above 0, at most 1"):
         Promise.of([1, 2, 3], recall=1.5, defective=[4])
 
 

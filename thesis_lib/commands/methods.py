@@ -248,7 +248,8 @@ def _export(args: argparse.Namespace) -> int:
                 print(f"    {line}")
         thresholds = {name: engine["threshold"] for name, engine in facts["engines"].items()}
         return {"out": args.out, "thresholds": thresholds, "promises": {
-            name: {key: engine[key] for key in ("rank", "false_alarms", "found", "flagged", "spread")}
+            name: {key: engine[key] for key in ("rank", "false_alarms", "defective_found",
+                                              "good_flagged", "spread")}
             for name, engine in facts["engines"].items()} | {"n": facts["threshold"]["n"]}}
 
     return _measured(args, write)

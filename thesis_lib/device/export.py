@@ -147,8 +147,8 @@ def _promised(promised: Promise, made: Made, order: str) -> dict[str, Any]:
                      "drawn at random put it too low where neighbouring pictures resemble each other")
     return {"threshold": promised.threshold, "floor": made.floor, "spread": promised.spread, "rank": promised.rank,
             "false_alarms": {"expected": promised.expected, "low": low, "high": high, "at_most": promised.at_most},
-            "found": promised.found and [promised.found.count, promised.found.of],
-            "flagged": promised.flagged and [promised.flagged.count, promised.flagged.of], "promise": lines}
+            "defective_found": promised.found and [promised.found.count, promised.found.of],
+            "good_flagged": promised.flagged and [promised.flagged.count, promised.flagged.of], "promise": lines}
 
 
 def _patches(detector: PatchCore | SimpleNet, samples: Sequence[Sample], preprocess: Preprocess, batch_size: int,
