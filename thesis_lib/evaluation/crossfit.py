@@ -2,6 +2,8 @@
 
 A detector and the training pictures go in, a score of each picture comes out. What was learned scores too low, so
 PatchCore, PaDiM and SPADE learn once for each of five folds, from the others; the network runs once over all pictures.
+A fold's detector has learned from four fifths and scores otherwise than the final one, PaDiM's higher, PatchCore's with
+few bank rows lower: the rate that a threshold promises is approximate (docs/guides/measurements.md).
 A detector that is trained keeps back a share of the pictures for this and learns once.
 """
 
