@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import bench_coreset, bench_picture, bench_search, bench_training, common
+from benchmarks import bench_coreset, bench_picture, bench_promise, bench_search, bench_training, common
 from tests.patches.test_coreset import clustered, farthest_first
 from thesis_lib import data
 from thesis_lib.core import identity, paths
@@ -187,3 +187,17 @@ def test_another_method_does_not_change_the_code_of_a_benchmark():
         assert {f"benchmarks.bench_{name}", "benchmarks.common", "thesis_lib.patches.search"} <= set(counted)
         assert [module for module in counted if ".methods." in module] == ["thesis_lib.methods.base",
                                                                            "thesis_lib.methods.patchcore"]
+
+
+@pytest.mark.parametrize("method", ["patchcore", "padim"])
+def test_how_often_a_promise_holds_is_printed_and_stored(make_category, capsys, method):
+    bench_promise.main(["--data", str(make_category(train=50)), "--category", "pad", "--weights", "random", "--method",
+                        method, "--pictures", "10", "20", "--draws", "3", "--image-size", "64", "--channels", "5",
+                        "--bank", "10"])
+    lines, row = stored("promise")
+    assert [(line["pictures"], line["asked"]) for line in lines] == [(10, 0.1), (20, 0.05), (20, 0.1)]
+    for line in lines:
+        assert line["draws"] == 3 and {line["held"], line["at_most"], line["fresh"]} <= {0, 1, 2, 3}
+        assert 0 < line["expected"] <= line["asked"] and 0 <= line["true"] <= 1 and np.isfinite(line["shift"])
+    assert row["parameters.embedding"] == "avg_k3_s2_p1" and row["protocol.rounds"] == 3
+    assert "expected" in capsys.readouterr().out

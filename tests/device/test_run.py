@@ -21,16 +21,20 @@ from thesis_lib.core.preprocess import pictures_in
 from thesis_lib.data.pictures import load_image
 from thesis_lib.device import bundle, export
 from thesis_lib.device.run import detect, measure
+from thesis_lib.evaluation import crossfit
 from thesis_lib.evaluation.configuration import Configuration
 from thesis_lib.evaluation.stage_times import measure_time
 from thesis_lib.evaluation.thesis import STAGES, bars_of
+from thesis_lib.evaluation.thresholds import Promise, rank
 from thesis_lib.methods import SPADE, EfficientAD, PatchCore, SimpleNet
 from thesis_lib.networks import engines
+from thesis_lib.networks.maps import Extracted
 from thesis_lib.report import tables
 
 SMALL = data.Preprocess(image_size=64)
 DETECTOR = PatchCore(weights="random", layers=(1,), bank=20, calibration=4)
-OPTIONS = ("--weights", "random", "--layers", "1", "--image-size", "64", "--bank", "20", "--calibration", "4")
+OPTIONS = ("--weights", "random", "--layers", "1", "--image-size", "64", "--bank", "20", "--calibration", "4",
+           "--false-alarms", "10%")             # of ten pictures
 TRAINED = {
     "simplenet": SimpleNet(weights="random", layers=(1,), embedding="avg_k3_s2_p1", hidden=16, epochs=2, passes=2,
                            batch=4, snapshots=1, calibration=4),
@@ -79,7 +83,7 @@ def trained(request, category, tmp_path_factory):
     out = tmp_path_factory.mktemp("trained") / "bundle"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("THESIS_OUTPUTS", str(out.parent / "outputs"))
-        export.export(replace(TRAINED[request.param]), category, SMALL, out)
+        export.export(replace(TRAINED[request.param]), category, SMALL, out, false_alarms=0.34)
     return TRAINED[request.param], out
 
 
@@ -127,14 +131,57 @@ def test_expected_scores_hold_and_int8_is_another_network(original):
     assert 1e-4 < np.abs(nominal[0] - nominal[1]).max() / nominal.max() < 0.1
 
 
-def test_threshold_is_the_quantile_of_pictures_that_the_bank_did_not_see(original, category):
-    held = [category.train[4], category.train[9]]
-    rest = [sample for sample in category.train if sample not in held]
-    detector = replace(DETECTOR).fit(data.Pictures(rest, SMALL))
-    scores = detector.predict(next(iter(data.Pictures(held, SMALL)))).score.double().numpy()
+@pytest.mark.parametrize("engine", bundle.ENGINES)
+def test_threshold_is_a_score_of_pictures_that_the_bank_did_not_see(original, category, monkeypatch, engine):
+    """By hand: the network again for each fold, which is two consecutive pictures."""
+    monkeypatch.setattr(engines, "reduce_range", lambda: True)
+    library, scores = replace(DETECTOR, engine="eager" if engine == "float" else engine), []
+    network = library.network((1,), data.Pictures(category.train, SMALL))       # int8: with the ranges of all of them
+    for first in range(0, 10, 2):
+        held = category.train[first:first + 2]
+        rest = data.Pictures([sample for sample in category.train if sample not in held], SMALL)
+        detector = replace(library)
+        detector.backbone_ = network
+        detector.learn(detector.gather_nominal(Extracted(network, rest)))
+        scores += detector.predict(next(iter(data.Pictures(held, SMALL)))).score.tolist()
     opened = bundle.Bundle.open(original)
-    assert opened.threshold("float") == pytest.approx(np.quantile(scores, 0.95), rel=1e-5)
-    assert {"quantile": 0.95, "held_out": 2, "of": 10}.items() <= opened.facts["threshold"].items()
+    facts = opened.facts["engines"][engine]
+    assert opened.threshold(engine) == pytest.approx(max(scores), rel=1e-5)
+    assert facts["spread"] == pytest.approx(np.subtract(*np.quantile(scores, [0.75, 0.25])), rel=1e-3)
+    assert {"rule": "false_alarms", "wanted": 0.1, "n": 10, "of": 10, "order": "blocks"}.items() <= (
+        opened.facts["threshold"].items())
+    assert "5 folds of blocks of consecutive file names" in opened.facts["threshold"]["scores"]
+    promised = Promise.of(scores, false_alarms=0.1)
+    low, high = promised.interval
+    assert facts["rank"] == 10 and facts["false_alarms"] == pytest.approx(
+        {"expected": 1 / 11, "low": low, "high": high, "at_most": promised.at_most})
+    found = [one.score > opened.threshold(engine) for _, one in detect(opened, [one.path for one in category.test],
+                                                                       engine=engine)]
+    assert facts["good_flagged"] == [sum(found[:3]), 3] and facts["defective_found"] == [sum(found[3:]), 3] == [3, 3]
+    other = [line for line in facts["promise"] if "drawn at random would put the threshold at" in line]
+    assert len(other) == (engine == "float"), "the float engine says it for both"
+
+
+def test_shuffled_folds_can_be_asked_for_and_a_recall_in_place_of_a_rate(category, capsys, tmp_path):
+    where = ("--data", category.train[0].path.parents[3], "--category", "pad", *OPTIONS[:-2])
+    command = ("export", "patchcore", *where, "--out", tmp_path / "out")
+    code, printed, err = thesis(capsys, *command, "--folds", "shuffled", "--recall", "100%", "--json")
+    facts = bundle.Bundle.open(tmp_path / "out").facts
+    assert code == 0 and "drawn at random" in facts["threshold"]["scores"]
+    assert {"rule": "recall", "wanted": 1.0, "order": "shuffled"}.items() <= facts["threshold"].items()
+    text = "\n".join(printed)
+    assert "folds of blocks of consecutive file names would put the threshold at" in text
+    assert "3 of 3 found, 100 % were asked for: at least 29 %, for defects like these" in text
+    answer = json.loads(printed[-1])
+    assert answer["thresholds"]["float"] == facts["engines"]["float"]["threshold"]
+    assert answer["promises"]["float"]["defective_found"] == [3, 3] and answer["promises"]["n"] == 10
+    for options, told in ((("--recall", "95%", "--false-alarms", "10%"), "not allowed with"),
+                          (("--false-alarms", "5"), "'5': needs a share such as 1% or 0.01"),
+                          (("--false-alarms", "1%"), "false_alarms=0.01: below what 10 pictures can give, 1 in 11; "
+                           "needs 0.091 or more, or the scores of at least 99 pictures"),
+                          (("--quantile", "0.95"), "--quantile")):
+        code, printed, err = thesis(capsys, *command, *options)
+        assert (code, printed) == (2, []) and told in err[-1]
 
 
 @pytest.mark.parametrize("other", [
@@ -143,7 +190,7 @@ def test_threshold_is_the_quantile_of_pictures_that_the_bank_did_not_see(origina
     {"embedding": "adaptive_4"}])
 def test_every_part_of_an_embedding_goes_into_the_graph(category, tmp_path, other):
     """`export` refuses a bundle whose scores are not the library's; here by a closer limit. FAISS rounds 1e-4 away."""
-    export.export(replace(DETECTOR, **other), category, SMALL, tmp_path / "out")
+    export.export(replace(DETECTOR, **other), category, SMALL, tmp_path / "out", false_alarms=0.1)
     opened = bundle.Bundle.open(tmp_path / "out")
     assert max(opened.difference(engine, 1) for engine in bundle.ENGINES) < 3e-4
 
@@ -174,13 +221,22 @@ def test_int8_weights_keep_to_seven_bits_whatever_processor_exported_them(origin
 
 # ---- the trained detectors
 
+def learned_by(detector, category):
+    """Pictures that are left to learn from: SimpleNet keeps back a fifth for its threshold."""
+    return [category.train[number] for number in crossfit.plan(detector, category.train).learned]
+
+
 def test_trained_scores_and_maps_are_those_of_the_library(trained, category, monkeypatch):
     monkeypatch.setattr(engines, "reduce_range", lambda: True)
     detector, folder = trained
     opened, files = bundle.Bundle.open(folder), [one.path for one in category.test]
     scores = {}
     for name, engine in {"float": "eager", "int8": "int8"}.items():
-        library = replace(detector, engine=engine).fit(data.Pictures(category.train, SMALL))
+        library = replace(detector, engine=engine)
+        # The ranges of int8 come from all of them, whatever is learned from.
+        library.backbone_ = library.network(library.levels, data.Pictures(category.train, SMALL))
+        learned = Extracted(library.backbone_, data.Pictures(learned_by(detector, category), SMALL))
+        library.learn(library.gather_nominal(learned))
         expected = library.predict(next(iter(data.Pictures(category.test, SMALL))))
         found = [one for _, one in detect(opened, files, engine=name)]
         unit = opened.threshold(name) - opened.floor(name)
@@ -194,18 +250,17 @@ def test_trained_scores_and_maps_are_those_of_the_library(trained, category, mon
 
 def test_threshold_and_floor_of_a_trained_detector_are_those_of_pictures_that_did_not_train(trained, category):
     detector, folder = trained
-    if detector.name == "efficientad":
-        fitted = replace(detector).fit(data.Pictures(category.train, SMALL))
-        held, rim = [category.train[index] for index in fitted.split(10)[1]], 4
-    else:
-        held, rim = [category.train[4], category.train[9]], 0
-        fitted = replace(detector).fit(data.Pictures([one for one in category.train if one not in held], SMALL))
+    planned, rim = crossfit.plan(detector, category.train), 4 if detector.name == "efficientad" else 0
+    held = [category.train[number] for number in planned.held]
+    assert len(held) == {"efficientad": 3, "simplenet": 2}[detector.name]
+    fitted = replace(detector).fit(data.Pictures(learned_by(detector, category), SMALL))
     found = fitted.predict(next(iter(data.Pictures(held, SMALL))))
     opened, side = bundle.Bundle.open(folder), found.map.shape[-1]
     inner = found.map[:, rim:side - rim, rim:side - rim].numpy()
-    assert opened.threshold("float") == pytest.approx(np.quantile(found.score.numpy(), 0.95), abs=1e-4)
+    ranked = np.sort(found.score.numpy())
+    assert opened.threshold("float") == pytest.approx(ranked[rank(len(held), 0.34) - 1], abs=1e-4)
     assert np.quantile(inner, 0.45) < opened.floor("float") < np.quantile(inner, 0.55) < opened.threshold("float")
-    assert {"held_out": len(held), "of": 10}.items() <= opened.facts["threshold"].items()
+    assert {"n": len(held), "of": 10, "scores": planned.made}.items() <= opened.facts["threshold"].items()
     assert bundle.Bundle.open(folder).threshold("int8") != opened.threshold("float")
 
 
@@ -253,9 +308,9 @@ def test_trained_bundles_refuse_what_is_damaged_missing_or_newer(trained_copy, c
 
 
 def test_a_threshold_below_what_maps_show_everywhere_is_refused(category, tmp_path, monkeypatch):
-    monkeypatch.setattr(export.np, "quantile", lambda *_: -1e9)
-    with pytest.raises(ValueError, match=r"quantile=0.5: gives the threshold -1e\+09, which is not above the median"):
-        export.export(replace(TRAINED["simplenet"]), category, SMALL, tmp_path / "out", quantile=0.5)
+    monkeypatch.setattr(export, "_median", lambda *_: 1e9)
+    with pytest.raises(ValueError, match=r"false_alarms=0.5: gives the threshold .* not above the median .*, 1e\+09"):
+        export.export(replace(TRAINED["simplenet"]), category, SMALL, tmp_path / "out", false_alarms=0.5)
     assert not (tmp_path / "out").exists()
 
 
@@ -407,7 +462,7 @@ def test_detect_goes_on_after_a_broken_picture(original, category, capsys, tmp_p
     files = [category.test[0].path, tmp_path / "broken.png", tmp_path / "absent.png", category.test[-1].path]
     code, printed, err = thesis(capsys, "detect", original, *files)
     assert code == 1 and len(printed) == len(err) == 2
-    assert printed[1].split()[1:] == ["anomalous", str(files[3])]
+    assert printed[1].split()[1:] == ["anomalous", "confidence", printed[1].split()[3], str(files[3])]
     assert "broken.png: not a readable picture" in err[0] and "absent.png: not a readable picture" in err[1]
     assert thesis(capsys, "detect", original, files[3])[0] == 0
 
@@ -418,6 +473,40 @@ def test_above_the_threshold_is_anomalous_and_not_at_it(copy, capsys):
     for threshold, verdict in ((found.score, "OK"), (np.nextafter(found.score, 0), "anomalous")):
         changed(copy, lambda facts, value=threshold: facts["engines"]["float"].update(threshold=float(value)))
         assert thesis(capsys, "detect", copy, opened.pictures[0])[1][0].split()[1] == verdict
+
+
+def test_confidence_is_the_logistic_of_the_distance_to_the_threshold(original, category, capsys):
+    opened, files = bundle.Bundle.open(original), [one.path for one in category.test]
+    threshold, spread = opened.threshold("float"), opened.facts["engines"]["float"]["spread"]
+    scores = np.array([found.score for _, found in detect(opened, files)])
+    printed = thesis(capsys, "detect", original, *files)[1]
+    shown = [float(line.split()[3]) for line in printed]
+    np.testing.assert_allclose(shown, 1 / (1 + np.exp(-(scores - threshold) / spread)), atol=6e-4)
+    verdicts = [line.split()[1] for line in printed]
+    assert [verdict == "anomalous" for verdict in verdicts] == [value > 0.5 for value in shown]
+    help = " ".join(" ".join(thesis(capsys, "detect", "--help")[1]).split())
+    assert "1 / (1 + exp(-(score - threshold) / s))" in help and "It orders pictures and is no probability" in help
+
+
+def test_confidence_without_a_spread_is_a_step_and_far_away_it_does_not_overflow(copy):
+    opened = bundle.Bundle.open(copy)
+    one, threshold = opened.facts["engines"]["float"], opened.threshold("float")
+    for spread in (0, 5e-324, 1e-9):
+        one["spread"] = spread
+        assert [opened.confidence("float", threshold + far) for far in (-1e9, -1e-3, 0, 1e-3, 1e9)] == [0, 0, 0.5, 1, 1]
+
+
+def test_a_bundle_of_before_confidences_were_known_is_read_and_says_so(copy, capsys):
+    def forget(facts):
+        for one in facts["engines"].values():
+            for key in ("spread", "rank", "false_alarms", "defective_found", "good_flagged", "promise"):
+                del one[key]
+        facts["threshold"] = {"rule": "quantile of the scores", "quantile": 0.95, "held_out": 2, "of": 10}
+    file = bundle.Bundle.open(changed(copy, forget)).pictures[0]
+    code, printed, err = thesis(capsys, "detect", copy, file)
+    assert code == 0 and printed[0].split()[1:] == ["OK", str(file)]
+    assert err == [f"thesis: {copy}: was exported before confidences were known and shows none; export it anew"]
+    assert thesis(capsys, "measure", copy, *QUICK, "--threads", 1)[0] == 0
 
 
 def test_map_is_grey_with_the_threshold_in_the_middle(original, category, capsys, tmp_path):
@@ -571,26 +660,30 @@ def test_a_broken_picture_to_time_is_named(original, capsys, tmp_path):
     (replace(DETECTOR, score="reweighted"), {}, "score=reweighted: a device knows max only"),
     (replace(DETECTOR, embedding="adaptive_7"), {}, "embedding=adaptive_7: has windows that ONNX lacks.* divides 16"),
     (replace(DETECTOR, embedding="original_d64"), {}, "embedding=original_d64: has windows that ONNX lacks"),
-    (DETECTOR, {"quantile": 0.0}, "quantile=0.0")])
+    (DETECTOR, {"false_alarms": 0.0}, "false_alarms=0: needs a share above 0"),
+    (DETECTOR, {"false_alarms": 0.09}, "false_alarms=0.09: below what 10 pictures can give, 1 in 11"),
+    (DETECTOR, {"recall": 0.0}, "recall=0: needs a share above 0"),
+    (DETECTOR, {"order": "sorted"}, "order='sorted'")])
 def test_export_refuses_and_leaves_nothing(category, tmp_path, detector, options, told):
     with pytest.raises(ValueError, match=told):
-        export.export(detector, category, SMALL, tmp_path / "out", **options)
+        export.export(detector, category, SMALL, tmp_path / "out", **{"false_alarms": 0.1} | options)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("detector", "pictures", "told"), [
-    (replace(DETECTOR, bank=8 * 256 + 1), 10, "bank=2049: is 2049 rows, needs 1 to 2048"),      # of eight pictures
+    (replace(DETECTOR, bank=8 * 256 + 1), 10, "8 of 10 training pictures, .* bank=2049: is 2049 rows, needs 1 to 2048"),
+    (TRAINED["simplenet"], 5, "needs 0.5 or more, .*; simplenet keeps back 1 of 5 training pictures"),
     (replace(TRAINED["efficientad"], torch_device="abacus"), 10, "torch_device=abacus"),
     (TRAINED["efficientad"], 1, "1 training picture: one is held out")])
 def test_export_refuses_before_a_picture_is_read(category, tmp_path, monkeypatch, detector, pictures, told):
     monkeypatch.setattr(data.Preprocess, "array", lambda *_: pytest.fail("a picture was read"))
     with pytest.raises(ValueError, match=told):
-        export.export(detector, category.subset(pictures), SMALL, tmp_path / "out")
+        export.export(detector, category.subset(pictures), SMALL, tmp_path / "out", false_alarms=0.4)
     assert not (tmp_path / "out").exists()
 
 
 def test_export_wants_enough_pictures_a_new_folder_and_one_category(original, category, capsys):
-    with pytest.raises(ValueError, match="4 training pictures: needs at least 5"):
+    with pytest.raises(ValueError, match=r"false_alarms=0.05: below what 4 pictures can give, 1 in 5"):
         export.export(DETECTOR, category.subset(4), SMALL, "out")
     before = bundle.sums(original)
     where = ("--data", category.train[0].path.parents[3], *OPTIONS, "--out", original)

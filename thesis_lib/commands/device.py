@@ -27,8 +27,12 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     measure.set_defaults(do=_measure)
 
     what = "score pictures with a bundle of `thesis export`"
-    detect = commands.add_parser("detect", help=what, description=what + ". A picture that cannot be read does not "
-                                 "stop the others, but the exit code is then 1, or 2 where none could be.")
+    detect = commands.add_parser("detect", help=what, description=what + ". Of each it prints the score, OK or "
+                                 "anomalous (above the threshold), and a confidence 1 / (1 + exp(-(score - threshold) "
+                                 "/ s)), s the interquartile range of the scores of good pictures: 0.5 is the "
+                                 "threshold, 1 far above it. It orders pictures and is no probability. A picture that "
+                                 "cannot be read does not stop the others, but the exit code is then 1, or 2 where "
+                                 "none could be.")
     detect.add_argument("bundle", help="folder that `thesis export` wrote")
     detect.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE")
     _engine(detect)
@@ -83,6 +87,9 @@ def _detect(args: argparse.Namespace) -> int:
 
     bundle = Bundle.open(args.bundle)
     threshold, failed = bundle.threshold(args.engine), 0
+    if bundle.confidence(args.engine, threshold) is None:
+        print(f"thesis: {args.bundle}: was exported before confidences were known and shows none; export it anew",
+              file=sys.stderr)
     # A pattern such as p/**/*.png finds the maps of an earlier call, too.
     pictures = [file for file in args.pictures if file.parent.name != MAPS]
     if not pictures:
@@ -92,7 +99,9 @@ def _detect(args: argparse.Namespace) -> int:
             print(f"thesis: {detected}", file=sys.stderr)
             failed += 1
             continue
-        print(f"{detected.score:.4f}  {'anomalous' if detected.score > threshold else 'OK':<9}  {file}")
+        confidence = bundle.confidence(args.engine, detected.score)
+        shown = "" if confidence is None else f"confidence {confidence:.3f}  "
+        print(f"{detected.score:.4f}  {'anomalous' if detected.score > threshold else 'OK':<9}  {shown}{file}")
         if args.maps:
             try:
                 run.save_map(detected, threshold, bundle.preprocess.side, file, bundle.floor(args.engine))

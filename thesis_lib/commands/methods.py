@@ -73,8 +73,14 @@ def _measuring_options(parser: argparse.ArgumentParser, fields: Sequence[Field],
         parser.add_argument("--seed", type=int, default=0, help="seed of what is random in fit")
     if command == "export":
         parser.add_argument("--out", required=True, help="folder to write, must not be there yet")
-        parser.add_argument("--quantile", type=float, default=0.95, help="of the scores of held out training pictures: "
-                            "the threshold")
+        rule = parser.add_mutually_exclusive_group()
+        rule.add_argument("--false-alarms", type=share, default="5%", metavar="SHARE", help="threshold: so many of the "
+                          "good parts may be flagged, 1%% or 0.01; n good pictures can promise 1/(n+1) at the lowest")
+        rule.add_argument("--recall", type=share, metavar="SHARE", help="threshold: so many of the defective test "
+                          "pictures are found, 95%% or 0.95, in place of a rate of false alarms")
+        parser.add_argument("--folds", choices=("blocks", "shuffled"), default="blocks", help="of patchcore, whose "
+                            "good pictures are scored after learning from the others: blocks of consecutive file "
+                            "names, or drawn at random; the other one is shown beside it")
         return
     parser.add_argument("--pictures", type=int, default=5 if command == "time" else 0,
                         help="pictures to time" + ("" if command == "time" else "; 0 times none"))
@@ -106,6 +112,18 @@ def converter(annotation: Any) -> Callable[[str], object]:
         raise argparse.ArgumentTypeError(f"{text!r}: needs {' or '.join(map(_in_words, options))}")
 
     return convert
+
+
+def share(text: str) -> float:
+    """Of an option such as 1% or 0.01, as a number of 0 to 1."""
+    number, sign = text.strip().removesuffix("%"), text.strip().endswith("%")
+    try:
+        value = float(number) / 100 if sign else float(number)
+    except ValueError:
+        value = -1.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: needs a share such as 1% or 0.01")
+    return value
 
 
 def _in_words(annotation: Any) -> str:
@@ -220,13 +238,18 @@ def _export(args: argparse.Namespace) -> int:
 
     def write(detector: "Detector", category: "Category", preprocess: Preprocess) -> dict[str, Any]:
         facts = export(detector.reseeded(args.seed), category, preprocess, args.out, batch_size=args.batch_size,
-                       quantile=args.quantile)
-        print(f"{args.out}: {args.method} fitted on {len(category.train)} pictures of {category.name}, "
-              f"{len(facts['pictures'])} pictures with expected scores")
+                       false_alarms=args.false_alarms, recall=args.recall, order=args.folds)
+        print(f"{args.out}: {args.method} of {category.name}, {len(facts['pictures'])} pictures with expected scores")
+        print(f"  threshold by the scores of {facts['threshold']['scores']}")
         for name, engine in facts["engines"].items():
             print(f"  {name}: threshold {engine['threshold']:.4f}, expected scores {min(engine['scores']):.4f} to "
                   f"{max(engine['scores']):.4f}")
+            for line in engine["promise"]:
+                print(f"    {line}")
         thresholds = {name: engine["threshold"] for name, engine in facts["engines"].items()}
-        return {"out": args.out, "thresholds": thresholds}
+        return {"out": args.out, "thresholds": thresholds, "promises": {
+            name: {key: engine[key] for key in ("rank", "false_alarms", "defective_found",
+                                              "good_flagged", "spread")}
+            for name, engine in facts["engines"].items()} | {"n": facts["threshold"]["n"]}}
 
     return _measured(args, write)

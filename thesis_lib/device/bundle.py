@@ -1,6 +1,7 @@
 """The folder that `thesis export` writes and a device reads, without torch and FAISS:
 
-    bundle.json         format, preprocessing, stages, expected scores; per engine threshold and configuration
+    bundle.json         format, preprocessing, stages, expected scores; per engine threshold, what is promised of it,
+                        and configuration
     float/, int8/       a file per stage, each takes what the one before gives; the last gives the map:
                           patchcore     network.onnx (picture -> feature maps), embedding.onnx (-> patches),
                                         bank.npy (M, D; -> distances)
@@ -16,6 +17,7 @@ Letters: H, W sides of a picture, P = h*w patches, D embedding, M bank rows.
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +88,19 @@ class Bundle:
     def threshold(self, engine: str) -> float:
         """Scores above it are anomalous."""
         return self.facts["engines"][engine]["threshold"]
+
+    def confidence(self, engine: str, score: float) -> float | None:
+        """1 / (1 + exp(-(score - threshold) / s)), s the interquartile range of the scores of good pictures.
+
+        It orders pictures of different bundles on one scale, 0.5 is the threshold, and it is no probability. Where s is
+        0 it is 0, 0.5 or 1. None: the bundle is of before s was known.
+        """
+        spread, above = self.facts["engines"][engine].get("spread"), score - self.threshold(engine)
+        if spread is None:
+            return None
+        if not spread:
+            return (math.copysign(1, above) + 1) / 2 if above else 0.5
+        return (1 + math.tanh(above / spread / 2)) / 2          # the same number; exp overflows far below
 
     def floor(self, engine: str) -> float:
         """What the map shows where nothing is: below any threshold."""

@@ -22,22 +22,19 @@ from thesis_lib.data.folders import Category
 from thesis_lib.data.pictures import Pictures, evenly, load_image
 from thesis_lib.device import bundle
 from thesis_lib.device.run import check_scores
-from thesis_lib.evaluation import scores
+from thesis_lib.evaluation import crossfit, scores
+from thesis_lib.evaluation.thresholds import Promise
 from thesis_lib.methods.base import Detector, Prediction
 from thesis_lib.methods.efficientad import EfficientAD, Outputs
 from thesis_lib.methods.patchcore import PatchCore
 from thesis_lib.methods.simplenet import SimpleNet
 from thesis_lib.networks import backbones, engines, quantize
-from thesis_lib.networks.maps import Extracted
+from thesis_lib.networks.maps import Extracted, Stored
 from thesis_lib.networks.pdn import RIM
 from thesis_lib.patches.embedding import Patches
 
-HELD_OUT = 5            # every fifth training picture decides the threshold, where the method holds out none itself
 PICTURES = 10           # with expected scores
-# The pictures whose scores decide the threshold, as bundle.json says it.
-RULES: dict[type[Detector], str] = {
-    PatchCore: "every fifth, by a bank of the others", SimpleNet: "every fifth, by a training on the others",
-    EfficientAD: "those held out of the training, whose maps also set its quantiles"}
+KNOWN = PatchCore, SimpleNet, EfficientAD           # methods that have a bundle
 Part = tuple[str, bytes | np.ndarray]               # name of a file and its content
 
 
@@ -50,26 +47,30 @@ class Made:
     """What goes into a bundle for one engine."""
 
     whole: Detector                             # its scores are those to expect
-    held: tuple[Prediction, ...]                # nominal pictures that have not been learned
+    nominal: np.ndarray                         # (n,) scores that decide the threshold, as `crossfit.plan` says
+    floor: float                                # what the map shows where nothing is
     parts: Mapping[str, Part]                   # by stage
     grid: tuple[int, int]                       # (h, w) of the map without its rim
     rim: int = 0                                # positions around it, with the nearest values
+    otherwise: np.ndarray | None = None         # (n,) the same scores from the other order of folds
 
 
 def export(detector: Detector, category: Category, preprocess: Preprocess, folder: str | Path, *, batch_size: int = 8,
-           quantile: float = 0.95) -> dict[str, Any]:
+           false_alarms: float = 0.05, recall: float | None = None, order: str = "blocks") -> dict[str, Any]:
     """Write the bundle of a fitted PatchCore, SimpleNet or EfficientAD, float32 and int8; bundle.json is returned.
 
-    Threshold: this quantile of the scores of nominal pictures that were not learned from; no test picture has a part in
-    it. PatchCore and SimpleNet learn from four fifths of the training pictures to score the other fifth, as what was
-    learned scores too low, and from all of them for the bundle; both on each engine. EfficientAD learns once, in torch,
-    and has held out pictures itself. Each engine has a threshold of its own.
+    Threshold: that of `thresholds.Promise`, from scores of nominal pictures that were not learned from, as
+    `crossfit.plan` says. false_alarms, recall and order are those of `crossfit.promise`. PatchCore learns once for each
+    fold and then from all pictures, on each engine. SimpleNet keeps back a fifth of them and learns once on each
+    engine, EfficientAD once, in torch, and has held out pictures itself. Each engine has a threshold of its own.
     Expected scores are those of the library: torch, or its int8 network, and the search the detector names.
     Raises ExportError for what a device cannot do, and BundleError where the finished bundle scores differently.
     """
     folder = Path(folder)
     preprocess = preprocess.decided(category.train)
-    make = _check(detector, category, preprocess, folder, quantile)
+    planned = crossfit.plan(detector, category.train, order)
+    crossfit.check_asked(category, planned, detector, false_alarms, recall)
+    make = _check(detector, category, preprocess, folder, planned)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         work = Path(temporary) / "bundle"
@@ -82,12 +83,15 @@ def export(detector: Detector, category: Category, preprocess: Preprocess, folde
             "score": "max", "pictures": names, "engines": {}}
         if isinstance(detector, PatchCore):
             facts["distance"] = detector.distance
-        for name, made in make(detector, category.train, preprocess, batch_size, images[0]):
+        for name, made in make(detector, category.train, preprocess, batch_size, images[0], planned):
             (work / name).mkdir()
             subject = scores.subject(_as_measured(detector, bundle.ENGINES[name]), category, preprocess,
                                      seed=detector.seed)
+            good, defective = crossfit.tested(made.whole, category, preprocess, batch_size=1)   # as a device sees them
+            promised = Promise.of(made.nominal, false_alarms=false_alarms, recall=recall, defective=defective,
+                                  good=good, made=planned.made)
             facts["engines"][name] = {
-                **_threshold(detector, made, quantile),
+                **_promised(promised, made, order),
                 "scores": [made.whole.predict(image).score.double().item() for image in images],
                 "subject": subject | {"engine": {"reduce_range": True} if name == "int8" else None}}
             for file, content in made.parts.values():
@@ -97,8 +101,8 @@ def export(detector: Detector, category: Category, preprocess: Preprocess, folde
                     np.save(work / name / file, content, allow_pickle=False)
             facts |= {"stages": {stage: file for stage, (file, _) in made.parts.items()},
                       "grid": made.grid, "rim": made.rim,
-                      "threshold": {"rule": f"quantile of the scores of training pictures, {RULES[type(detector)]}",
-                                    "quantile": quantile, "held_out": len(made.held), "of": len(category.train)}}
+                      "threshold": {"rule": promised.rule, "wanted": promised.wanted, "n": promised.n,
+                                    "of": len(category.train), "scores": planned.made, "order": order}}
         (work / bundle.FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         (work / bundle.SUMS).write_text(bundle.sums(work), encoding="utf-8")
         for name in bundle.ENGINES:
@@ -108,25 +112,17 @@ def export(detector: Detector, category: Category, preprocess: Preprocess, folde
 
 
 def _check(detector: Detector, category: Category, preprocess: Preprocess, folder: Path,
-           quantile: float) -> Callable[..., Iterator[tuple[str, Made]]]:
+           planned: crossfit.Plan) -> Callable[..., Iterator[tuple[str, Made]]]:
     """What makes the parts of this method; what can be refused is refused before a picture is read."""
-    if type(detector) not in RULES:
-        raise ExportError(f"{detector.name}: has no bundle yet, only {', '.join(method.name for method in RULES)} have")
+    if type(detector) not in KNOWN:
+        raise ExportError(f"{detector.name}: has no bundle yet, only {', '.join(method.name for method in KNOWN)} have")
     rule = getattr(detector, "score", "max")
     if rule not in bundle.SCORES:
         raise ExportError(f"score={rule}: a device knows {', '.join(bundle.SCORES)} only")
-    if not 0 < quantile <= 1:
-        raise ThesisError(f"quantile={quantile}: needs more than 0, at most 1")
     if folder.exists():
         raise ExportError(f"{folder}: is there already; remove it, or write to another folder")
     engines.check_packages("int8")
-    learned_from = count = len(category.train)
-    if not isinstance(detector, EfficientAD):       # which holds out pictures itself
-        if count < HELD_OUT:
-            raise ExportError(f"{count} training pictures: needs at least {HELD_OUT}, since one in {HELD_OUT} is held "
-                              "out for the threshold")
-        learned_from -= count // HELD_OUT
-    detector.check_pictures(learned_from, preprocess.side)
+    crossfit.check(detector, category.train, preprocess.side, planned)
     return _networks if isinstance(detector, EfficientAD) else _patches
 
 
@@ -137,23 +133,27 @@ def _as_measured(detector: Detector, engine: str) -> Detector:
     return replace(detector, engine=engine)
 
 
-def _threshold(detector: Detector, made: Made, quantile: float) -> dict[str, float]:
-    """Above it a score is anomalous; and the floor, what the map shows where nothing is."""
-    threshold = float(np.quantile([prediction.score.double().item() for prediction in made.held], quantile))
-    h, w = made.grid
-    maps = [prediction.map[:, made.rim:made.rim + h, made.rim:made.rim + w] for prediction in made.held]
-    floor = 0.0 if isinstance(detector, PatchCore) else torch.cat(maps).median().item()
-    if not threshold > floor:
-        raise ExportError(f"quantile={quantile}: gives the threshold {threshold:.4g}, which is not above the median of "
-                          f"the maps, {floor:.4g}; needs a higher one")
-    return {"threshold": threshold, "floor": floor}
+def _promised(promised: Promise, made: Made, order: str) -> dict[str, Any]:
+    """Of one engine: above the threshold a score is anomalous; what is known of it; and the floor of the map."""
+    if not promised.threshold > made.floor:
+        raise ExportError(f"{promised.rule}={promised.wanted:g}: gives the threshold {promised.threshold:.4g}, which "
+                          f"is not above the median of the maps, {made.floor:.4g}; needs fewer false alarms or a lower "
+                          "recall")
+    low, high = promised.interval
+    lines = list(promised.lines)
+    if made.otherwise is not None:
+        other = np.sort(made.otherwise)[promised.rank - 1]
+        lines.append(f"folds of {crossfit.ORDERS[crossfit.other(order)]} would put the threshold at {other:.4f}; those "
+                     "drawn at random put it too low where neighbouring pictures resemble each other")
+    return {"threshold": promised.threshold, "floor": made.floor, "spread": promised.spread, "rank": promised.rank,
+            "false_alarms": {"expected": promised.expected, "low": low, "high": high, "at_most": promised.at_most},
+            "defective_found": promised.found and [promised.found.count, promised.found.of],
+            "good_flagged": promised.flagged and [promised.flagged.count, promised.flagged.of], "promise": lines}
 
 
 def _patches(detector: PatchCore | SimpleNet, samples: Sequence[Sample], preprocess: Preprocess, batch_size: int,
-             example: torch.Tensor) -> Iterator[tuple[str, Made]]:
-    """Network and embedding, then a bank or a discriminator; learned twice for each engine."""
-    held = samples[HELD_OUT - 1::HELD_OUT]
-    rest = [sample for sample in samples if sample not in held]
+             example: torch.Tensor, planned: crossfit.Plan) -> Iterator[tuple[str, Made]]:
+    """Network and embedding, then a bank or a discriminator; for each engine the network sees the pictures once."""
     eager = cast(backbones.Backbone, replace(detector, engine="eager").network(detector.levels, ()))
     _check_embedding(detector.embedding, eager(example))
     model = engines.export(eager)
@@ -166,9 +166,17 @@ def _patches(detector: PatchCore | SimpleNet, samples: Sequence[Sample], preproc
             model = quantize.qdq(model, calibration, reduce_range=True)
             network = engines.Exported(eager.name, eager.layers, eager.weights, model)
             detector = replace(detector, engine="int8")
-        # 2. Learned from four fifths, for the threshold, and from all.
-        part = _fitted(detector, network, Pictures(rest, preprocess, batch_size))
-        whole = _fitted(detector, network, Pictures(samples, preprocess, batch_size))
+        # 2. Scores of pictures that were not learned from, for the threshold, and the detector itself.
+        kept, otherwise, floor = Stored(Extracted(network, Pictures(samples, preprocess, batch_size))), None, 0.0
+        whole = crossfit.fitted(detector, network, crossfit.Part(kept, planned.learned))
+        if planned.folds:
+            nominal = crossfit.cross_fitted(detector, network, kept, planned.folds)
+            if name == "float":
+                other = crossfit.plan(detector, samples, crossfit.other(planned.order))
+                otherwise = crossfit.cross_fitted(detector, network, kept, other.folds)
+        else:
+            predicted = list(crossfit.predictions(whole, crossfit.Part(kept, planned.held)))
+            nominal, floor = crossfit.scores_of(predicted), _median(predicted)
         # 3. The stages of the whole one as files. `_convert` runs them at once, on the example's maps and patches.
         maps = network(example)
         patches: Patches = whole.stages["embedding"](maps)
@@ -182,7 +190,7 @@ def _patches(detector: PatchCore | SimpleNet, samples: Sequence[Sample], preproc
             search = "discriminator.onnx", discriminator
         parts: dict[str, Part] = {"extraction": ("network.onnx", model), "embedding": ("embedding.onnx", embedding),
                                   "search": search}
-        yield name, Made(whole, _predictions(part, held, preprocess), parts, patches.grid)
+        yield name, Made(whole, nominal, floor, parts, patches.grid, otherwise=otherwise)
 
 
 def _embedding_of(detector: Detector) -> Callable[..., torch.Tensor]:
@@ -206,12 +214,12 @@ def _discriminator_of(detector: Detector, grid: tuple[int, int]) -> Callable[[to
 
 
 def _networks(detector: EfficientAD, samples: Sequence[Sample], preprocess: Preprocess, batch_size: int,
-              example: torch.Tensor) -> Iterator[tuple[str, Made]]:
+              example: torch.Tensor, planned: crossfit.Plan) -> Iterator[tuple[str, Made]]:
     """Three networks in one graph, and one that makes their map; learned once."""
     eager = replace(detector, engine="eager")
     collected = eager.collect(Pictures(samples, preprocess, batch_size))
     eager.learn(collected)
-    held = [samples[index] for index in eager.split(len(samples))[1]]
+    held = [samples[number] for number in planned.held]
     for name, engine in bundle.ENGINES.items():
         exported = eager.on(engine, collected, seven_bits=True)
         assert exported.graph_ is not None                  # neither engine is eager
@@ -219,8 +227,9 @@ def _networks(detector: EfficientAD, samples: Sequence[Sample], preprocess: Prep
         maps = _convert(_combined_of(exported), outputs._asdict(), "maps")
         parts: dict[str, Part] = {"extraction": ("network.onnx", exported.graph_.model), "score": ("maps.onnx", maps)}
         height, width = outputs.teacher.shape[-2:]
-        yield name, Made(eager if name == "float" else exported, _predictions(exported, held, preprocess), parts,
-                         (height, width), RIM)
+        predicted = [exported.predict(image) for image in Pictures(held, preprocess, batch_size=1)]
+        yield name, Made(eager if name == "float" else exported, crossfit.scores_of(predicted), _median(predicted, RIM),
+                         parts, (height, width), RIM)
 
 
 def _combined_of(detector: EfficientAD) -> Callable[..., torch.Tensor]:
@@ -253,16 +262,11 @@ def _copies(category: Category, preprocess: Preprocess, work: Path) -> list[str]
     return names
 
 
-def _fitted(detector: Detector, network: backbones.Backbone | engines.Exported, pictures: Pictures) -> Detector:
-    """A copy of the detector that has learned from these pictures, by this network."""
-    fitted = replace(detector)
-    fitted.backbone_ = network
-    return fitted.learn(fitted.gather_nominal(Extracted(network, pictures)))
-
-
-def _predictions(detector: Detector, samples: Sequence[Sample], preprocess: Preprocess) -> tuple[Prediction, ...]:
-    """One picture at a time, as a device sees them."""
-    return tuple(detector.predict(image) for image in Pictures(samples, preprocess, batch_size=1))
+def _median(predicted: Sequence[Prediction], rim: int = 0) -> float:
+    """Of the maps without their rim: what a map that has no zero shows where nothing is."""
+    maps = [prediction.map for prediction in predicted]
+    height, width = maps[0].shape[-2:]
+    return torch.cat([heat[:, rim:height - rim, rim:width - rim] for heat in maps]).median().item()
 
 
 class _Stage(torch.nn.Module):

@@ -5,8 +5,10 @@ Tables and figures of rows do not belong here.
 
 from thesis_lib.evaluation.bars import thesis_bars
 from thesis_lib.evaluation.configuration import Configuration
+from thesis_lib.evaluation.crossfit import promise
 from thesis_lib.evaluation.scores import evaluate, evaluate_many, subject, worst
 from thesis_lib.evaluation.stage_times import compare, measure_time, measure_times
+from thesis_lib.evaluation.thresholds import Promise
 
-__all__ = ["Configuration", "compare", "evaluate", "evaluate_many", "measure_time", "measure_times", "subject",
-           "thesis_bars", "worst"]
+__all__ = ["Configuration", "Promise", "compare", "evaluate", "evaluate_many", "measure_time", "measure_times",
+           "promise", "subject", "thesis_bars", "worst"]
