@@ -277,6 +277,20 @@ def test_geometry_is_pillows(tmp_path, interpolation, size, crop, resize, scaled
     np.testing.assert_allclose(image, normalised.transpose(2, 0, 1), atol=1e-5)
 
 
+def test_a_rectangle_is_width_and_height_and_scales_each_side_by_itself(tmp_path):
+    file, preprocess = paint(tmp_path / "one.png", gradient()), data.Preprocess(image_size=(48, 120))
+    expected = Image.fromarray(gradient()).resize((48, 120), Image.Resampling.BILINEAR)
+    image = data.denormalise(load_image(file, preprocess))
+    assert image.shape == (3, 120, 48) and preprocess.shape == (120, 48)
+    np.testing.assert_allclose(image.permute(1, 2, 0) * 255, expected, atol=1e-3)
+    assert data.Preprocess(image_size=(64, 64)) == data.Preprocess(image_size=64)
+    with pytest.raises(ValueError, match="image_size=48x120: a rectangle has no side"):
+        preprocess.side             # noqa: B018
+    sample = Sample(file, "test", "hole", paint(tmp_path / "mask.png", gradient()[..., 0] // 128))
+    np.testing.assert_array_equal(preprocess.mask(sample), np.asarray(Image.open(sample.mask).resize(
+        (48, 120), Image.Resampling.NEAREST)) > 0)
+
+
 def test_upright_and_lying_pictures_form_a_batch(tmp_path):
     preprocess = data.Preprocess(image_size=48, crop=48, resize="short_side")
     for shape in ((80, 60), (60, 80), (60, 61)):
@@ -287,6 +301,12 @@ def test_upright_and_lying_pictures_form_a_batch(tmp_path):
     ({"image_size": 16}, "image_size=16.*32"), ({"crop": 16}, "crop=16: needs 32 to image_size=256"),
     ({"crop": 257}, "crop=257"), ({"resize": "long_side"}, "resize='long_side': needs one of square, short_side"),
     ({"resize": "short_side"}, "short_side needs a crop"),
+    ({"image_size": (0, 64)}, "image_size=0x64: needs at least 32 pixels a side"),
+    ({"image_size": (64, 64, 64)}, r"image_size=\(64, 64, 64\): needs the side of a square such as 256, or width and"),
+    ({"image_size": "256x640"}, "image_size='256x640': needs the side"),
+    ({"image_size": 64.0}, "image_size=64.0: needs the side"),
+    ({"image_size": (256, 640), "crop": 224}, "image_size=256x640: a rectangle is what a whole picture becomes; crop"),
+    ({"image_size": (256, 640), "crop": 224, "resize": "short_side"}, "image_size=256x640: a rectangle"),
     ({"interpolation": "area"}, "interpolation='area'.*nearest, bilinear, bicubic, lanczos")])
 def test_preprocess_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):

@@ -341,7 +341,7 @@ def test_pictures_of_another_size_are_refused(name, tmp_path):
         for height, width in ((96, 64), (32, 32), (64, 128)):
             other = torch.zeros(1, 3, height, width)
             for call in (one.predict, next(iter(one.stages.values())), functools.partial(walked, one)):
-                with pytest.raises(ThesisError, match=f"^images of {height}x{width} pixels: this {name} was fitted on "
+                with pytest.raises(ThesisError, match=f"^images of {width}x{height} pixels: this {name} was fitted on "
                                                       "64x64; .*preprocess_") as caught:
                     call(other)
                 assert "\n" not in str(caught.value)
@@ -375,7 +375,7 @@ def test_sides_may_differ_and_are_not_mixed_up(tmp_path):
     wide = torch.randn(3, 3, 64, 96, generator=torch.Generator().manual_seed(0))
     loaded = PatchCore.load(make("patchcore").fit([wide]).save(tmp_path / "wide.safetensors"))
     assert loaded.image_size_ == (64, 96) and loaded.predict(wide).map.shape == (3, 16, 24)
-    with pytest.raises(ThesisError, match="images of 96x64 pixels: this patchcore was fitted on 64x96"):
+    with pytest.raises(ThesisError, match="images of 64x96 pixels: this patchcore was fitted on 96x64"):
         loaded.predict(wide.mT)
 
 

@@ -29,6 +29,7 @@ LEVELS = (256, 1024, 4096, 16384, 65536)        # grey levels of cameras with 8,
 LOOKED_AT = 8           # training pictures of 8 bits, evenly spaced, that tell whether a set is dark
 DARK = 0.25             # share of the full scale that a set should reach
 Answer = TypeVar("Answer")
+Size = int | tuple[int, int]      # of a picture: side of a square, or (H, W) as of an array
 log = logging.getLogger("thesis_lib")
 INTERPOLATIONS = {name: Image.Resampling[name.upper()] for name in ("nearest", "bilinear", "bicubic", "lanczos")}
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -60,9 +61,14 @@ class Preprocess:
 
     The thesis' text says 256 x 256, its code resized to 256 (Lanczos) and cropped the centre 224: both can be set.
     The official PatchCore code is resize="short_side", bilinear, crop 224.
+    A rectangle is (width, height), the order of Pillow and of the command line; a tensor has (H, W), which is `shape`.
+
+    >>> Preprocess(image_size=(256, 640)).shape
+    (640, 256)
     """
 
-    image_size: int = parameter(256, "side in pixels after the resize")
+    image_size: int | tuple[int, int] = parameter(256, "pixels after the resize: the side of a square, or width x "
+                                                  "height such as 256x640")
     crop: int | None = parameter(None, "side in pixels of the centre crop after it, or none", neutral=True)
     resize: str = parameter("square", "square, or short_side (keeps the aspect, needs a crop)", neutral=True)
     interpolation: str = parameter("bilinear", "of the resize: " + ", ".join(INTERPOLATIONS))
@@ -71,10 +77,7 @@ class Preprocess:
                                   + " above the training pictures", neutral=("auto", 256))
 
     def __post_init__(self) -> None:
-        if self.image_size < 32:
-            raise ThesisError(f"image_size={self.image_size}: needs at least 32 pixels")
-        if self.crop is not None and not 32 <= self.crop <= self.image_size:
-            raise ThesisError(f"crop={self.crop}: needs 32 to image_size={self.image_size} pixels, or none")
+        self._check_size()
         one_of("resize", self.resize, ("square", "short_side"))
         if self.resize == "short_side" and self.crop is None:
             raise ThesisError("resize=short_side needs a crop: pictures of other aspect would not form a batch")
@@ -85,19 +88,54 @@ class Preprocess:
         if self.levels != "auto" and not (whole and 2 <= int(self.levels) <= LEVELS[-1]):
             raise ThesisError(f"levels={self.levels!r}: needs auto, full or a number from 2 to {LEVELS[-1]}")
 
+    def _check_size(self) -> None:
+        """ThesisError for sides that are too small, and for a rectangle with what is made for squares; one of equal
+        sides becomes a square: one configuration, by whatever name.
+        """
+        given = self.image_size
+        sides = tuple(given) if isinstance(given, (tuple, list)) else (given, given)        # JSON has no tuples
+        if len(sides) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) for side in sides):
+            raise ThesisError(f"image_size={given!r}: needs the side of a square such as 256, or width and height such "
+                              "as (256, 640)")
+        width, height = sides
+        object.__setattr__(self, "image_size", width if width == height else (width, height))
+        told = in_pixels((height, width)) if width != height else str(width)
+        if min(sides) < 32:
+            raise ThesisError(f"image_size={told}: needs at least 32 pixels" + " a side" * (width != height))
+        if width != height and (self.crop is not None or self.resize == "short_side"):
+            raise ThesisError(f"image_size={told}: a rectangle is what a whole picture becomes; crop and "
+                              "resize=short_side need a square")
+        if self.crop is not None and not 32 <= self.crop <= width:
+            raise ThesisError(f"crop={self.crop}: needs 32 to image_size={width} pixels, or none")
+
+    @property
+    def resized(self) -> tuple[int, int]:
+        """Width and height after the resize of a whole picture, before a crop."""
+        return self.image_size if isinstance(self.image_size, tuple) else (self.image_size, self.image_size)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(H, W) of what the network sees, in pixels."""
+        width, height = self.resized
+        return (self.crop, self.crop) if self.crop else (height, width)
+
     @property
     def side(self) -> int:
-        """Side of what the network sees, in pixels."""
-        return self.crop or self.image_size
+        """Side of what the network sees, in pixels, where that is a square; else ThesisError."""
+        height, width = self.shape
+        if height != width:
+            raise ThesisError(f"image_size={in_pixels(self.shape)}: a rectangle has no side; needs `shape`, (H, W)")
+        return height
 
     def geometry(self, image: Image.Image, interpolation: str) -> Image.Image:
-        """Resized, and the centre cropped out of it: side x side pixels, with torchvision's rounding."""
-        width, height = self.image_size, self.image_size
+        """Resized, and the centre cropped out of it: `shape` in pixels, with torchvision's rounding."""
+        height, width = self.shape
+        resized = self.resized
         if self.resize == "short_side":         # the long side is cut off to whole pixels
-            width, height = (self.image_size * side // min(image.size) for side in image.size)
-        image = image.resize((width, height), INTERPOLATIONS[interpolation])
-        left, top = (round((side - self.side) / 2) for side in image.size)      # halves go to the even one
-        return image.crop((left, top, left + self.side, top + self.side))
+            resized = image.width * resized[0] // min(image.size), image.height * resized[1] // min(image.size)
+        image = image.resize(resized, INTERPOLATIONS[interpolation])
+        left, top = round((image.width - width) / 2), round((image.height - height) / 2)    # halves go to the even one
+        return image.crop((left, top, left + width, top + height))
 
     def decided(self, training: Iterable[Sample]) -> "Preprocess":
         """The same with `levels` as a number where it is auto: decided by these pictures, used for all others, too."""
@@ -112,7 +150,7 @@ class Preprocess:
     def mask(self, sample: Sample) -> np.ndarray:
         """(H, W) bool: every value above 0 is defect (MVTec LOCO uses values below 255); good pictures all False."""
         if sample.mask is None:
-            return np.zeros((self.side, self.side), dtype=bool)
+            return np.zeros(self.shape, dtype=bool)
         picture, mask = open_picture(sample.path), open_picture(sample.mask)
         if picture.size != mask.size:
             raise DataError(f"{sample.mask}: mask is {mask.width}x{mask.height}, its picture {sample.path.name} "
@@ -123,6 +161,21 @@ class Preprocess:
             defect = values > 0 if values.ndim == 2 else (values > 0).any(axis=2)
             binary = Image.fromarray(defect.astype(np.uint8))
         return np.array(self.geometry(binary, "nearest"), dtype=bool)
+
+
+def height_width(size: Size) -> tuple[int, int]:
+    """(H, W) of a size."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def in_pixels(size: Size) -> str:
+    """A size as it is told and asked for: width x height.
+
+    >>> in_pixels((640, 256))
+    '256x640'
+    """
+    height, width = height_width(size)
+    return f"{width}x{height}"
 
 
 def _once_a_file(ask: Callable[[Path], Answer]) -> Callable[[Path], Answer]:

@@ -126,7 +126,7 @@ def _check(detector: Detector, category: Category, preprocess: Preprocess, folde
             raise ExportError(f"{count} training pictures: needs at least {HELD_OUT}, since one in {HELD_OUT} is held "
                               "out for the threshold")
         learned_from -= count // HELD_OUT
-    detector.check_pictures(learned_from, preprocess.side)
+    detector.check_pictures(learned_from, preprocess.shape)
     return _networks if isinstance(detector, EfficientAD) else _patches
 
 
@@ -247,7 +247,7 @@ def _copies(category: Category, preprocess: Preprocess, work: Path) -> list[str]
     names = []
     for number, sample in enumerate(samples):
         picture = read_rgb(sample.path, preprocess.levels)
-        picture.thumbnail((preprocess.image_size, preprocess.image_size))
+        picture.thumbnail(preprocess.resized)
         names.append(f"pictures/{number:02d}_{sample.defect}.png")
         picture.save(work / names[-1])
     return names

@@ -23,7 +23,7 @@ from scipy.ndimage import gaussian_filter
 from thesis_lib.core import files, parameters
 from thesis_lib.core.errors import NotFittedError, ThesisError
 from thesis_lib.core.parameters import parameter
-from thesis_lib.core.preprocess import Preprocess, Sample
+from thesis_lib.core.preprocess import Preprocess, Sample, Size, height_width, in_pixels
 from thesis_lib.data.pictures import Pictures
 from thesis_lib.networks import backbones, engines
 from thesis_lib.networks.maps import Extracted, Stored
@@ -48,9 +48,9 @@ class Prediction:
         """(B, h, w) at grid resolution. The thesis times no segmentation, so a method may leave it until now."""
         return self.located() if callable(self.located) else self.located
 
-    def full_map(self, side: int) -> torch.Tensor:
-        """(B, side, side): bilinear, then the Gaussian; what pixel AUROC and PRO are computed from."""
-        full = F.interpolate(self.map[:, None], (side, side), mode="bilinear", align_corners=False)[:, 0]
+    def full_map(self, size: Size) -> torch.Tensor:
+        """(B, H, W) of this size: bilinear, then the Gaussian; what pixel AUROC and PRO are computed from."""
+        full = F.interpolate(self.map[:, None], height_width(size), mode="bilinear", align_corners=False)[:, 0]
         return blur(full, self.sigma)
 
 
@@ -123,7 +123,7 @@ class Detector(_Offered):
         """Load the network, then `gather_nominal`; of `Pictures` it is checked beforehand what can be."""
         if isinstance(images, Pictures):
             _only_training(images.samples)
-            self.check_pictures(len(images.samples), images.preprocess.side)
+            self.check_pictures(len(images.samples), images.preprocess.shape)
         self.backbone_ = self.network(self.levels, images)
         return self.gather_nominal(Extracted(self.backbone_, images))
 
@@ -134,15 +134,15 @@ class Detector(_Offered):
         self.image_size_, self.preprocess_ = maps.image_size, maps.preprocess
         return collected
 
-    def check_pictures(self, count: int, side: int) -> None:
-        """ThesisError for what so many training pictures of side x side pixels cannot give these parameters.
+    def check_pictures(self, count: int, size: Size) -> None:
+        """ThesisError for what so many training pictures of this size cannot give these parameters.
 
         Whoever is about to read them asks first: the network must not see all of them to say what was known before.
         """
         if count < 1:
             raise ThesisError("fit was given no pictures")
         engines.check_packages(self.engine)
-        backbones.maps(self.backbone, self.levels, side)
+        backbones.maps(self.backbone, self.levels, height_width(size))
 
     @property
     def levels(self) -> tuple[int, ...]:
@@ -171,10 +171,10 @@ class Detector(_Offered):
 
     def check_images(self, images: torch.Tensor) -> None:
         """ThesisError for pictures of another size than those of fit, or with NaN: their scores would mean nothing."""
-        wanted, given = self._learned("image_size_"), tuple(images.shape[-2:])
+        wanted, given = self._learned("image_size_"), (images.shape[-2], images.shape[-1])
         if given != wanted:
-            raise ThesisError(f"images of {given[0]}x{given[1]} pixels: this {self.name} was fitted on "
-                              f"{wanted[0]}x{wanted[1]}; prepare them in the same way (`preprocess_` says how)")
+            raise ThesisError(f"images of {in_pixels(given)} pixels: this {self.name} was fitted on "
+                              f"{in_pixels(wanted)}; prepare them in the same way (`preprocess_` says how)")
         check_finite("images", images)
 
     def predict(self, images: torch.Tensor) -> Prediction:
@@ -306,15 +306,15 @@ class PatchDetector(Detector):
         """Feature maps {level: (B, C, h, w)} -> Patches, as the parameters say."""
         return parse(self.embedding, self.join)
 
-    def shape(self, side: int) -> tuple[int, int]:
-        """(P, D) of a picture of side x side pixels before there is one; ThesisError where the maps give no patches."""
-        features = backbones.maps(self.backbone, self.levels, side)
+    def shape(self, size: Size) -> tuple[int, int]:
+        """(P, D) of a picture of this size before there is one; ThesisError where the maps give no patches."""
+        features = backbones.maps(self.backbone, self.levels, height_width(size))
         _, places, dim = self.embed_of()({level: features[level] for level in self.layers}).vectors.shape
         return places, dim
 
-    def check_pictures(self, count: int, side: int) -> None:
-        super().check_pictures(count, side)
-        self.shape(side)
+    def check_pictures(self, count: int, size: Size) -> None:
+        super().check_pictures(count, size)
+        self.shape(size)
 
 
 def _only_training(samples: Iterable[Sample]) -> None:

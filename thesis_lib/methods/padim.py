@@ -17,6 +17,7 @@ import torch
 from thesis_lib.core import memory
 from thesis_lib.core.errors import ThesisError
 from thesis_lib.core.parameters import at_least, parameter
+from thesis_lib.core.preprocess import Size
 from thesis_lib.core.progress import track
 from thesis_lib.methods.base import PatchDetector, Prediction, Stages, State, blur
 from thesis_lib.networks.maps import Extracted, Stored
@@ -63,10 +64,10 @@ class PaDiM(PatchDetector):
 
         return {"extraction": self.extract, "embedding": self.embed_of(), "search": search, "score": score}
 
-    def check_pictures(self, count: int, side: int) -> None:
-        super().check_pictures(count, side)
+    def check_pictures(self, count: int, size: Size) -> None:
+        super().check_pictures(count, size)
         self._check_count(count)
-        self._check(*self.shape(side))
+        self._check(*self.shape(size))
 
     def gather(self, maps: Extracted | Stored) -> np.ndarray:
         """All channels of all positions (N, P, D) float32, in an unnamed file on disk, whatever the seed keeps."""

@@ -16,6 +16,7 @@ import torch
 from thesis_lib.core import memory
 from thesis_lib.core.errors import ThesisError
 from thesis_lib.core.parameters import one_of, parameter
+from thesis_lib.core.preprocess import Size
 from thesis_lib.methods.base import PatchDetector, Prediction, Stages, State
 from thesis_lib.networks.backbones import Features
 from thesis_lib.networks.maps import Extracted, Stored
@@ -107,9 +108,9 @@ class PatchCore(PatchDetector):
         k = scoring.RULES[self.score].searched(self.neighbours)
         return k, *(value for name, value in self.parameters().items() if name not in ("score", "neighbours"))
 
-    def check_pictures(self, count: int, side: int) -> None:
-        super().check_pictures(count, side)
-        places, dim = self.shape(side)
+    def check_pictures(self, count: int, size: Size) -> None:
+        super().check_pictures(count, size)
+        places, dim = self.shape(size)
         rows = coreset.size(self.bank, count * places)
         if scoring.RULES[self.score].weighted and self.neighbours > rows:
             raise ThesisError(f"neighbours={self.neighbours}: needs at most {rows}, the rows of bank={self.bank}")

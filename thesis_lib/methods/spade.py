@@ -19,6 +19,7 @@ import torch
 from thesis_lib.core import memory
 from thesis_lib.core.errors import ThesisError
 from thesis_lib.core.parameters import one_of, parameter
+from thesis_lib.core.preprocess import Size
 from thesis_lib.methods.base import PatchDetector, Prediction, Stages, State
 from thesis_lib.networks import backbones
 from thesis_lib.networks.backbones import Features
@@ -110,10 +111,10 @@ class SPADE(PatchDetector):
     def levels(self) -> tuple[int, ...]:
         return tuple(sorted({*self.layers, self._pooled_level}))
 
-    def check_pictures(self, count: int, side: int) -> None:
-        super().check_pictures(count, side)
+    def check_pictures(self, count: int, size: Size) -> None:
+        super().check_pictures(count, size)
         self._check_k(count)
-        places, _ = self.shape(side)
+        places, _ = self.shape(size)
         if self.kappa > self.k * places:
             raise ThesisError(f"kappa={self.kappa}: the gallery of k={self.k} pictures has {self.k * places} patches")
 

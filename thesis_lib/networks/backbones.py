@@ -213,10 +213,10 @@ def shapes(name: str, layers: Sequence[int]) -> tuple[dict[int, int], dict[int, 
 
 
 @cache
-def maps(name: str, layers: tuple[int, ...], side: int) -> Features:
-    """{level: (1, C, h, w)} of a picture of side x side pixels, tensors without storage: shapes before any work."""
+def maps(name: str, layers: tuple[int, ...], shape: tuple[int, int]) -> Features:
+    """{level: (1, C, h, w)} of a picture of this shape (H, W), tensors without storage: shapes before any work."""
     with torch.device("meta"), torch.no_grad():
-        image = torch.empty(1, 3, side, side)
+        image = torch.empty(1, 3, *shape)
         check_images(name, image)
         return dict(zip(layers, _walk(_trunk(name, layers).eval(), layers, image, "output"), strict=True))
 

@@ -23,7 +23,7 @@ import torch
 from thesis_lib.core import files, identity, memory, paths, stamp
 from thesis_lib.core.errors import ThesisError
 from thesis_lib.core.parameters import deciding, values
-from thesis_lib.core.preprocess import Preprocess, Sample
+from thesis_lib.core.preprocess import Preprocess, Sample, in_pixels
 from thesis_lib.core.progress import track
 from thesis_lib.data.pictures import Pictures
 from thesis_lib.networks.backbones import Features, Network
@@ -71,8 +71,8 @@ class Extracted:
             height, width = batch.shape[-2:]
             self.image_size = self.image_size or (height, width)
             if (height, width) != self.image_size:
-                raise ThesisError(f"images of {height}x{width} pixels after some of {self.image_size[0]}x"
-                                  f"{self.image_size[1]}: fit needs one size")
+                raise ThesisError(f"images of {in_pixels((height, width))} pixels after some of "
+                                  f"{in_pixels(self.image_size)}: fit needs one size")
             yield batch
 
     def batches(self, layers: Iterable[int]) -> Iterator[Features]:
@@ -118,7 +118,7 @@ class Stored:
     def image_size(self) -> tuple[int, int] | None:
         """(H, W) of the images; of maps that were found nobody has seen one."""
         if self.extracted.image_size is None and self.preprocess is not None:
-            return self.preprocess.side, self.preprocess.side
+            return self.preprocess.shape
         return self.extracted.image_size
 
     def pictures(self) -> Iterator[torch.Tensor]:
@@ -230,9 +230,12 @@ def _pictures(extracted: Extracted) -> Pictures:
 
 
 def _bytes(extracted: Extracted) -> int:
-    """Of the maps of all pictures and levels: float32, h = w = side / stride, rounded up."""
-    network, side = extracted.backbone, _pictures(extracted).preprocess.side
-    numbers = sum(channels * (-(-side // network.strides[level])) ** 2 for level, channels in network.channels.items())
+    """Of the maps of all pictures and levels: float32, h = H / stride and w = W / stride, rounded up."""
+    network, (height, width) = extracted.backbone, _pictures(extracted).preprocess.shape
+    numbers = 0
+    for level, channels in network.channels.items():
+        stride = network.strides[level]
+        numbers += channels * -(-height // stride) * -(-width // stride)
     return 4 * len(extracted.samples) * numbers
 
 

@@ -1,0 +1,66 @@
+"""A bundle of pictures as they are: rectangles score and locate on a device as in the library."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.device.test_run import DETECTOR, QUICK, TRAINED, thesis
+from thesis_lib import data
+from thesis_lib.device import bundle, export
+from thesis_lib.device.run import detect
+from thesis_lib.networks import engines
+
+DETECTORS = {"patchcore": DETECTOR, "simplenet": TRAINED["simplenet"]}
+
+
+def draw(folder, kinds, size, seed=0):
+    """Noise of size (width, height), a white square in every picture of `hole`: a scanned category."""
+    rng = np.random.default_rng(seed)
+    for kind, count in kinds.items():
+        (folder / "part" / kind).mkdir(parents=True)
+        for index in range(count):
+            values = rng.integers(90, 130, (size[1], size[0], 3), dtype=np.uint8)
+            if kind == "test/hole":
+                values[20:40, 30:50] = 255
+            Image.fromarray(values).save(folder / "part" / kind / f"{index:03d}.png")
+    return data.scan(folder, "part")
+
+
+@pytest.fixture(scope="module")
+def lying(tmp_path_factory):
+    return draw(tmp_path_factory.mktemp("lying"), {"train/good": 10, "test/good": 3, "test/hole": 3}, (150, 60))
+
+
+def same_as_the_library(detector, category, preprocess, folder):
+    """The opened bundle, after its scores and maps of the test pictures were compared with those of the library."""
+    export.export(replace(detector), category, preprocess, folder)
+    opened, files = bundle.Bundle.open(folder), [sample.path for sample in category.test]
+    for name, engine in {"float": "eager", "int8": "int8"}.items():
+        library = replace(detector, engine=engine).fit(data.Pictures(category.train, preprocess))
+        expected = library.predict(next(iter(data.Pictures(category.test, library.preprocess_))))
+        found = [one for _, one in detect(opened, files, engine=name)]
+        unit = opened.threshold(name) - opened.floor(name)
+        scores = [one.score / unit for one in found]
+        np.testing.assert_allclose(scores, expected.score / unit, rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose([one.map / unit for one in found], expected.map / unit, rtol=1e-3, atol=2e-3)
+    return opened
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_a_bundle_of_rectangles_scores_as_the_library(name, lying, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(engines, "reduce_range", lambda: True)
+    preprocess = data.Preprocess(image_size=(96, 64))
+    opened = same_as_the_library(DETECTORS[name], lying, preprocess, tmp_path / "out")
+    assert opened.preprocess == preprocess.decided(lying.train)
+    file = opened.pictures[-1]
+    assert thesis(capsys, "detect", tmp_path / "out", file, "--maps")[0] == 0
+    assert Image.open(file.parent / "anomaly_maps" / f"{file.name}.png").size == (96, 64)
+    assert thesis(capsys, "measure", tmp_path / "out", *QUICK, "--threads", 1)[0] == 0
+
+
+def test_efficientad_is_told_before_it_learns(lying, tmp_path):
+    with pytest.raises(ValueError, match=r"^images of 96x64 pixels: the autoencoder needs squares"):
+        export.export(TRAINED["efficientad"], lying, data.Preprocess(image_size=(96, 64)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
