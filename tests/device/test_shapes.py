@@ -1,5 +1,6 @@
-"""A bundle of pictures as they are: rectangles score and locate on a device as in the library."""
+"""A bundle of pictures as they are, rectangles and such that count in parts: it scores and locates as the library."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -60,7 +61,29 @@ def test_a_bundle_of_rectangles_scores_as_the_library(name, lying, tmp_path, mon
     assert thesis(capsys, "measure", tmp_path / "out", *QUICK, "--threads", 1)[0] == 0
 
 
+@pytest.mark.parametrize("name", DETECTORS)
+def test_a_bundle_of_letterboxed_pictures_scores_as_the_library(name, lying, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(engines, "reduce_range", lambda: True)
+    preprocess = data.Preprocess(image_size=96, resize="pad")
+    opened = same_as_the_library(DETECTORS[name], lying, preprocess, tmp_path / "out")
+    (_, found), = detect(opened, [lying.test[3].path])
+    grid = 24 if name == "patchcore" else 12
+    outside = [row for row in range(grid) if not 29 <= (row + 0.5) * 96 / grid < 67]       # 96 x 38 in the middle
+    assert np.isneginf(found.map[outside]).all() and np.isneginf(found.map).sum() == grid * len(outside)
+    shutil.copy(lying.test[3].path, tmp_path / "bad.png")
+    assert thesis(capsys, "detect", tmp_path / "out", tmp_path / "bad.png", "--maps")[0] == 0
+    grey = np.asarray(Image.open(tmp_path / "anomaly_maps/bad.png.png"))
+    assert grey.shape == (96, 96) and not grey[:24].any() and not grey[72:].any() and grey[29:67].any()
+    assert thesis(capsys, "measure", tmp_path / "out", *QUICK, "--threads", 1)[0] == 0
+    # One that is too thin for the grid is named, and does not stop the others.
+    Image.fromarray(np.zeros((1, 150), np.uint8)).save(tmp_path / "thin.png")
+    code, printed, err = thesis(capsys, "detect", tmp_path / "out", tmp_path / "thin.png", tmp_path / "bad.png")
+    assert (code, len(printed), len(err)) == (1, 1, 1) and "thin.png: no position of its map lies inside" in err[0]
+
+
 def test_efficientad_is_told_before_it_learns(lying, tmp_path):
-    with pytest.raises(ValueError, match=r"^images of 96x64 pixels: the autoencoder needs squares"):
-        export.export(TRAINED["efficientad"], lying, data.Preprocess(image_size=(96, 64)), tmp_path / "out")
+    for preprocess, told in ((data.Preprocess(image_size=(96, 64)), "images of 96x64 pixels: the autoencoder needs"),
+                             (data.Preprocess(image_size=96, resize="pad"), "resize=pad: efficientad takes whole")):
+        with pytest.raises(ValueError, match=f"^{told}"):
+            export.export(TRAINED["efficientad"], lying, preprocess, tmp_path / "out")
     assert not (tmp_path / "out").exists()

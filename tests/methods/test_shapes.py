@@ -1,13 +1,14 @@
-"""Pictures as they are: rectangles, through every method and on the way to a row; what is square only says so."""
+"""Pictures as they are, through every method and on the way to a row: rectangles, and pictures that count in parts."""
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 from scipy.spatial.distance import cdist
 
-from tests.methods.test_detectors import make
+from tests.methods.test_detectors import make, same
 from thesis_lib import data
 from thesis_lib.core.errors import ThesisError
 from thesis_lib.data.pictures import load_image
@@ -15,11 +16,15 @@ from thesis_lib.evaluation import metrics, scores, stage_times
 from thesis_lib.evaluation.configuration import Configuration
 from thesis_lib.methods import METHODS
 from thesis_lib.networks import backbones
+from thesis_lib.networks import maps as maps_of
+from thesis_lib.patches import embedding
 from thesis_lib.report import figures, panels
 
 pytestmark = pytest.mark.usefixtures("networks_built_once")
 
 WIDE = data.Preprocess(image_size=(96, 64))         # width x height
+PADDED = data.Preprocess(image_size=(96, 64), resize="pad")
+IN_PARTS = [name for name, method in METHODS.items() if method.in_parts]
 FREE = [name for name in METHODS if name != "efficientad"]
 
 
@@ -75,13 +80,8 @@ def test_a_rectangle_equals_a_plain_restatement(lying):
     full = F.interpolate(torch.from_numpy(nearest)[:, None], (64, 96), mode="bilinear")[:, 0].numpy()
     masks = np.stack([WIDE.mask(sample) for sample in lying.test])
     assert masks.shape == (6, 64, 96)
-    smooth = np.stack([metrics_blur(heat) for heat in full])
+    smooth = gaussian_filter(full, (0, 4, 4))
     assert row["pixel_auroc"] == pytest.approx(metrics.pixel_auroc(masks, smooth), abs=1e-4)
-
-
-def metrics_blur(heat):
-    from scipy.ndimage import gaussian_filter
-    return gaussian_filter(heat, 4.0)
 
 
 @pytest.mark.parametrize("name", ["patchcore", "simplenet"])
@@ -113,13 +113,186 @@ def test_width_and_height_are_not_mixed_up_in_an_identity():
     assert Configuration.from_row(row).preprocess == data.Preprocess(image_size=(96, 64))
 
 
-def test_figures_and_crops_show_rectangles(lying):
-    detector = make("patchcore")
-    view = panels.view_of(detector, lying, WIDE)
+@pytest.mark.parametrize("preprocess", [WIDE, PADDED], ids=["rectangle", "letterbox"])
+def test_figures_and_crops_show_them_as_they_are(lying, preprocess):
+    detector = make("patchcore", bank=30)
+    view = panels.view_of(detector, lying, preprocess)
     drawn = view.figure(3)
     pictures = {name: axis.get_images()[0].get_array().shape for name, axis in
                 zip(("picture", "map"), drawn.axes, strict=False)}
     assert pictures["picture"][:2] == pictures["map"][:2] == (64, 96)
     crop, *_ = view.nearest(3)
     assert crop.shape == (24, 24, 3) and (crop == 255).any(), "cut out of where the white bar is"
-    assert figures.pictures(lying.test[:2], WIDE).axes[0].get_images()[0].get_array().shape == (64, 96, 3)
+    assert figures.pictures(lying.test[:2], preprocess).axes[0].get_images()[0].get_array().shape == (64, 96, 3)
+    maps = torch.cat([prediction.full_map((64, 96)) for prediction in view.predictions[2:4]]).numpy()
+    heat = figures.maps(lying.test[2:4], maps, [1, 2], preprocess).axes[2].get_images()[1]
+    assert np.isfinite(heat.get_clim()).all() and heat.get_clim()[0] < heat.get_clim()[1]
+    shown = heat.get_array()
+    assert np.ma.getmaskarray(shown)[:8].all() == preprocess.masked, "far in the padding nothing is drawn"
+
+
+# ---- letterbox: of 64 rows of pixels 38 show the picture (150 x 60 -> 96 x 38), rows 13 to 50
+
+ROWS = slice(13, 51)
+INSIDE = [row for row in range(16) if 13 <= 4 * row + 2 < 51]           # of the grid of 16 x 24, by the middle
+
+
+def pictures(samples, preprocess=PADDED):
+    return next(iter(data.Pictures(samples, preprocess.decided(samples[:0]), batch_size=len(samples))))
+
+
+def test_letterbox_keeps_the_aspect_and_says_what_counts(lying):
+    image = pictures(lying.test[:1])[0]
+    assert image.shape == (4, 64, 96)
+    colours, counts = data.denormalise(image[:3]) * 255, image[3]
+    assert counts[ROWS].all() and counts.sum() == 38 * 96
+    small = Image.open(lying.test[0].path).resize((96, 38), Image.Resampling.BILINEAR)
+    np.testing.assert_allclose(colours[:, ROWS].permute(1, 2, 0), small, atol=1e-3)
+
+
+def test_the_padding_has_no_colour_of_its_own(lying):
+    """It goes on with the rim of the picture: whatever colour one would give it, none is there to have a part."""
+    image = pictures(lying.test[3:4])[0]
+    assert torch.equal(image[:3, :13], image[:3, 13:14].expand(-1, 13, -1))
+    assert torch.equal(image[:3, 51:], image[:3, 50:51].expand(-1, 13, -1))
+
+
+@pytest.mark.parametrize("name", IN_PARTS)
+def test_patches_of_the_padding_have_no_part_in_anything(name, lying, monkeypatch):
+    """Whatever they are, in fit and in prediction: the same learned, the same scores and maps, bit for bit."""
+    def outcome():
+        detector = make(name, **more).fit(data.Pictures(lying.train, PADDED))
+        prediction = detector.predict(test)
+        return prediction.score, prediction.map
+
+    more = {"spade": {"kappa": 2}}.get(name, {})
+    test = pictures(lying.test)
+    expected = outcome()
+    embed, generator = embedding.Embedding.__call__, torch.Generator().manual_seed(0)
+
+    def disturbed(self, features):
+        patches = embed(self, features)
+        if patches.inside is None:              # shapes alone, before there is a picture
+            return patches
+        noise = 100 * torch.randn(patches.vectors.shape, generator=generator)
+        return patches._replace(vectors=patches.vectors.where(patches.inside[..., None], noise))
+
+    monkeypatch.setattr(embedding.Embedding, "__call__", disturbed)
+    assert same(outcome(), expected)
+    outside = [row for row in range(16) if row not in INSIDE]
+    assert expected[0].isfinite().all() and expected[1][:, INSIDE].isfinite().all()
+    assert (expected[1][:, outside] == -torch.inf).all() and outside == [0, 1, 2, 13, 14, 15]
+
+
+def padded_patches(sample):
+    """(P, 64) of level 1, pooled as avg_k3_s1_p1 does, and the map (16, 24, 64); nothing of it from the library."""
+    image = np.asarray(Image.open(sample.path).resize((96, 38), Image.Resampling.BILINEAR), np.float64) / 255
+    image = np.pad((image - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225], ((13, 13), (0, 0), (0, 0)), "edge")
+    features = backbones.load("resnet18", (1,), "random")(torch.from_numpy(image.transpose(2, 0, 1)[None]).float())[1]
+    return [maps[0].permute(1, 2, 0)[INSIDE].flatten(0, 1).double().numpy()
+            for maps in (F.avg_pool2d(features, 3, 1, 1), features)]
+
+
+@pytest.mark.parametrize("search", ["auto", "pruned"])
+def test_letterboxed_patchcore_equals_a_plain_restatement(lying, search):
+    bank = np.concatenate([padded_patches(sample)[0] for sample in lying.train])
+    nearest = np.stack([cdist(padded_patches(sample)[0], bank).min(axis=1) for sample in lying.test])
+    detector = make("patchcore", bank="100%", search=search)
+    row = scores.evaluate(detector, lying, PADDED, seeds=1).iloc[0]
+    np.testing.assert_allclose(row["scores"], nearest.max(axis=1), rtol=1e-4)
+    assert sorted(detector.rows_) == [384 * number + 24 * line + column for number in range(4) for line in INSIDE
+                                      for column in range(24)], "picture and place of every row of the bank"
+    # Pixels count inside alone: weights of the Gaussian and of the interpolation add up to 1 over what is inside.
+    heat, counts = np.zeros((6, 16, 24)), np.zeros((6, 16, 24))
+    heat[:, INSIDE], counts[:, INSIDE] = nearest.reshape(6, len(INSIDE), 24), 1
+    larger = [F.interpolate(torch.from_numpy(x)[:, None], (64, 96), mode="bilinear")[:, 0].numpy() for x in
+              (heat, counts)]
+    with np.errstate(invalid="ignore"):
+        full = np.nan_to_num(larger[0] / larger[1])
+    smooth, weights = (gaussian_filter(x, (0, 4, 4)) for x in (full, (larger[1] > 0).astype(float)))
+    masks = np.stack([PADDED.mask(sample) for sample in lying.test])[:, ROWS]
+    expected = metrics.pixel_auroc(masks, (smooth / weights)[:, ROWS])
+    assert row["pixel_auroc"] == pytest.approx(expected, abs=1e-4) and 0.6 < expected < 1
+    assert row["pro"] == pytest.approx(metrics.pro(masks, (smooth / weights)[:, ROWS]), abs=1e-3)
+
+
+def test_letterboxed_spade_pools_what_counts(lying):
+    detector = make("spade").fit(data.Pictures(lying.train, PADDED))
+    kept = np.stack([padded_patches(sample)[1].mean(axis=0) for sample in lying.train])
+    tests = np.stack([padded_patches(sample)[1].mean(axis=0) for sample in lying.test])
+    expected = np.sort(cdist(tests, kept, "sqeuclidean"), axis=1)[:, :2].mean(axis=1)
+    np.testing.assert_allclose(detector.predict(pictures(lying.test)).score, expected, rtol=1e-3)
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """Training pictures of 96 x 64, 96 x 48, 96 x 48 and 96 x 32 pixels; test pictures of 96 x 64 and 96 x 32."""
+    rng = np.random.default_rng(0)
+    for split, heights in (("train", (64, 48, 48, 32)), ("test", (64, 32))):
+        folder = tmp_path / "mixed/part" / split / "good"
+        folder.mkdir(parents=True)
+        for number, height in enumerate(heights):
+            Image.fromarray(rng.integers(0, 256, (height, 96, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    return data.scan(tmp_path / "mixed", "part")
+
+
+def test_padim_has_a_gaussian_of_the_pictures_that_reach_a_position(mixed, caplog):
+    detector = make("padim", channels=None, eps=0.1, sigma=0.0)
+    detector.fit(data.Pictures(mixed.train, PADDED))
+    # Only the first picture reaches the 2 upper and the 2 lower lines of the grid: 4 of 16, each of 24 positions.
+    assert "96 of 384 positions count in fewer than 2 training pictures" in caplog.text
+    vectors = detector.embed_of()(detector.backbone_(pictures(mixed.train))).vectors.double().numpy()
+    test, = detector.embed_of()(detector.backbone_(pictures(mixed.test[:1]))).vectors.double().numpy()
+    heat = detector.predict(pictures(mixed.test[:1])).map[0].flatten()
+    for line, count in ((1, 0), (2, 3), (3, 3), (4, 4), (7, 4), (12, 3), (14, 0)):
+        place = 24 * line + 5
+        if not count:
+            assert heat[place] == 0
+            continue
+        x = vectors[:count, place]
+        covariance = np.cov(x, rowvar=False) + 0.1 * np.eye(64)
+        away = test[place] - x.mean(axis=0)
+        assert heat[place] == pytest.approx(np.sqrt(away @ np.linalg.solve(covariance, away)), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", IN_PARTS)
+def test_pictures_of_several_shapes_score_alike_however_they_are_read(name, mixed, tmp_path):
+    """In a batch, alone, out of a file, and from kept maps that two detectors share."""
+    one, other = make(name), make(name, **{"padim": {"eps": 0.1}, "spade": {"k": 1}, "simplenet": {"margin": 0.4}}.get(
+        name, {"bank": 30}))
+    maps = maps_of.Stored(maps_of.Extracted(one.network(one.levels, ()), data.Pictures(mixed.train, PADDED)))
+    for detector in (one, other):
+        detector.backbone_ = maps.extracted.backbone
+        detector.learn(detector.gather_nominal(maps))
+        assert detector.image_size_ == (64, 96)
+    test = pictures(mixed.test)
+    plain = make(name).fit(data.Pictures(mixed.train, PADDED, batch_size=2))
+    loaded = METHODS[name].load(other.save(tmp_path / "padded.safetensors"))
+    together = one.predict(test)
+    alone = [one.predict(image[None]) for image in test]
+    torch.testing.assert_close(together.score, torch.cat([found.score for found in alone]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(together.map, torch.cat([found.map for found in alone]), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(together.score, plain.predict(test).score, rtol=1e-3, atol=1e-3)
+    for found, expected in zip(*((one.score, one.map) for one in (loaded.predict(test), other.predict(test))),
+                               strict=True):
+        assert torch.equal(found, expected)
+    with pytest.raises(ThesisError, match=r"images of 3 channels: this .* was fitted on pictures with a channel"):
+        loaded.predict(test[:, :3])
+
+
+@pytest.mark.parametrize("name", set(METHODS) - set(IN_PARTS))
+def test_methods_that_take_whole_pictures_say_so_before_one_is_read(name, lying, counted, monkeypatch):
+    kind, read = counted
+    monkeypatch.setattr(scores, "Pictures", kind)
+    for call in (lambda: make(name).fit(kind(lying.train, PADDED)),
+                 lambda: scores.evaluate(make(name), lying, PADDED)):
+        with pytest.raises(ThesisError, match=f"^resize=pad: {name} takes whole pictures only; needs resize=square or"):
+            call()
+    assert read == []
+
+
+def test_a_picture_too_thin_for_the_grid_is_told():
+    thin = torch.zeros(1, 4, 64, 96)
+    thin[:, 3, 31] = 1          # between two middles of positions
+    with pytest.raises(ThesisError, match="a picture has no patch that counts: of 24x16 no middle lies inside"):
+        make("patchcore").fit([thin])

@@ -31,6 +31,7 @@ DARK = 0.25             # share of the full scale that a set should reach
 Answer = TypeVar("Answer")
 Size = int | tuple[int, int]      # of a picture: side of a square, or (H, W) as of an array
 log = logging.getLogger("thesis_lib")
+RESIZES = ("square", "short_side", "pad")
 INTERPOLATIONS = {name: Image.Resampling[name.upper()] for name in ("nearest", "bilinear", "bicubic", "lanczos")}
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -70,7 +71,9 @@ class Preprocess:
     image_size: int | tuple[int, int] = parameter(256, "pixels after the resize: the side of a square, or width x "
                                                   "height such as 256x640")
     crop: int | None = parameter(None, "side in pixels of the centre crop after it, or none", neutral=True)
-    resize: str = parameter("square", "square, or short_side (keeps the aspect, needs a crop)", neutral=True)
+    resize: str = parameter("square", "square (each side by itself), short_side (keeps the aspect, needs a crop), or "
+                            "pad (keeps the aspect; what is left of the size is padding, which does not count)",
+                            neutral=True)
     interpolation: str = parameter("bilinear", "of the resize: " + ", ".join(INTERPOLATIONS))
     levels: int | str = parameter("auto", "grey levels of files with more than 8 bits: 4096 is that of 12 bits, "
                                   "full is 65536, auto is the next of " + ", ".join(map(str, LEVELS))
@@ -78,7 +81,9 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         self._check_size()
-        one_of("resize", self.resize, ("square", "short_side"))
+        one_of("resize", self.resize, RESIZES)
+        if self.resize == "pad" and self.crop is not None:
+            raise ThesisError(f"resize=pad, crop={self.crop}: pad keeps the whole picture; needs no crop")
         if self.resize == "short_side" and self.crop is None:
             raise ThesisError("resize=short_side needs a crop: pictures of other aspect would not form a batch")
         one_of("interpolation", self.interpolation, INTERPOLATIONS)
@@ -127,9 +132,23 @@ class Preprocess:
             raise ThesisError(f"image_size={in_pixels(self.shape)}: a rectangle has no side; needs `shape`, (H, W)")
         return height
 
+    @property
+    def masked(self) -> bool:
+        """Whether parts of what the network sees do not count; `array` then has a fourth channel that says which do."""
+        return self.resize == "pad"
+
     def geometry(self, image: Image.Image, interpolation: str) -> Image.Image:
-        """Resized, and the centre cropped out of it: `shape` in pixels, with torchvision's rounding."""
+        """Resized, and the centre cropped out of it: `shape` in pixels, with torchvision's rounding.
+
+        resize=pad: the padding goes on with the pixels at the picture's rim, so that it has no colour of its own and no
+        edge towards the picture.
+        """
         height, width = self.shape
+        if self.resize == "pad":
+            left, top, right, bottom = self._frame(image.size)
+            values = np.asarray(image.resize((right - left, bottom - top), INTERPOLATIONS[interpolation]))
+            sides = ((top, height - bottom), (left, width - right), (0, 0))
+            return Image.fromarray(np.pad(values, sides[:values.ndim], mode="edge"))
         resized = self.resized
         if self.resize == "short_side":         # the long side is cut off to whole pixels
             resized = image.width * resized[0] // min(image.size), image.height * resized[1] // min(image.size)
@@ -137,15 +156,36 @@ class Preprocess:
         left, top = round((image.width - width) / 2), round((image.height - height) / 2)    # halves go to the even one
         return image.crop((left, top, left + width, top + height))
 
+    def inside(self, size: tuple[int, int]) -> np.ndarray:
+        """(H, W) bool: which of the pixels that the network sees of a picture of this width and height count."""
+        counted = np.ones(self.shape, dtype=bool)
+        if self.resize == "pad":
+            left, top, right, bottom = self._frame(size)
+            counted[:] = False
+            counted[top:bottom, left:right] = True
+        return counted
+
+    def _frame(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
+        """Left, top, right and bottom of a picture of this width and height inside its padding: in the middle."""
+        height, width = self.shape
+        scale = min(width / size[0], height / size[1])
+        inner = max(1, round(scale * size[0])), max(1, round(scale * size[1]))
+        left, top = (width - inner[0]) // 2, (height - inner[1]) // 2
+        return left, top, left + inner[0], top + inner[1]
+
     def decided(self, training: Iterable[Sample]) -> "Preprocess":
         """The same with `levels` as a number where it is auto: decided by these pictures, used for all others, too."""
         return replace(self, levels=levels_of([sample.path for sample in training], self.levels))
 
     def array(self, path: Path) -> np.ndarray:
-        """(3, H, W) float32, ImageNet-normalised."""
-        pixels = np.array(self.geometry(read_rgb(path, self.levels), self.interpolation), dtype=np.float32) / 255
+        """(3, H, W) float32, ImageNet-normalised; where it is `masked` (4, H, W), the last channel 1 where pixels count
+        and 0 elsewhere.
+        """
+        image = read_rgb(path, self.levels)
+        pixels = np.array(self.geometry(image, self.interpolation), dtype=np.float32) / 255
         normalised = (pixels - np.array(IMAGENET_MEAN, np.float32)) / np.array(IMAGENET_STD, np.float32)
-        return np.ascontiguousarray(normalised.transpose(2, 0, 1))
+        channels = np.ascontiguousarray(normalised.transpose(2, 0, 1))
+        return np.concatenate([channels, self.inside(image.size)[None]], dtype=np.float32) if self.masked else channels
 
     def mask(self, sample: Sample) -> np.ndarray:
         """(H, W) bool: every value above 0 is defect (MVTec LOCO uses values below 255); good pictures all False."""
@@ -160,7 +200,7 @@ class Preprocess:
             values = np.array(mask if plain else mask.convert("RGB"))
             defect = values > 0 if values.ndim == 2 else (values > 0).any(axis=2)
             binary = Image.fromarray(defect.astype(np.uint8))
-        return np.array(self.geometry(binary, "nearest"), dtype=bool)
+        return np.array(self.geometry(binary, "nearest"), dtype=bool) & self.inside(binary.size)
 
 
 def height_width(size: Size) -> tuple[int, int]:
@@ -176,6 +216,17 @@ def in_pixels(size: Size) -> str:
     """
     height, width = height_width(size)
     return f"{width}x{height}"
+
+
+def at_centres(pixels: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """(..., h, w): of pixels (..., H, W) those in the middle of each position of a grid that is laid over them.
+
+    >>> at_centres(np.array([[0, 1, 2, 3]]), (1, 2))
+    array([[1, 3]])
+    """
+    rows, columns = ((np.arange(count) * 2 + 1) * side // (2 * count)
+                     for count, side in zip(grid, pixels.shape[-2:], strict=True))
+    return pixels[..., rows[:, None], columns]
 
 
 def _once_a_file(ask: Callable[[Path], Answer]) -> Callable[[Path], Answer]:

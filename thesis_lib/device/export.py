@@ -30,7 +30,7 @@ from thesis_lib.methods.simplenet import SimpleNet
 from thesis_lib.networks import backbones, engines, quantize
 from thesis_lib.networks.maps import Extracted
 from thesis_lib.networks.pdn import RIM
-from thesis_lib.patches.embedding import Patches
+from thesis_lib.patches.embedding import OUTSIDE, Patches
 
 HELD_OUT = 5            # every fifth training picture decides the threshold, where the method holds out none itself
 PICTURES = 10           # with expected scores
@@ -126,7 +126,7 @@ def _check(detector: Detector, category: Category, preprocess: Preprocess, folde
             raise ExportError(f"{count} training pictures: needs at least {HELD_OUT}, since one in {HELD_OUT} is held "
                               "out for the threshold")
         learned_from -= count // HELD_OUT
-    detector.check_pictures(learned_from, preprocess.shape)
+    detector.check_training(learned_from, preprocess)
     return _networks if isinstance(detector, EfficientAD) else _patches
 
 
@@ -141,8 +141,8 @@ def _threshold(detector: Detector, made: Made, quantile: float) -> dict[str, flo
     """Above it a score is anomalous; and the floor, what the map shows where nothing is."""
     threshold = float(np.quantile([prediction.score.double().item() for prediction in made.held], quantile))
     h, w = made.grid
-    maps = [prediction.map[:, made.rim:made.rim + h, made.rim:made.rim + w] for prediction in made.held]
-    floor = 0.0 if isinstance(detector, PatchCore) else torch.cat(maps).median().item()
+    maps = torch.cat([prediction.map[:, made.rim:made.rim + h, made.rim:made.rim + w] for prediction in made.held])
+    floor = 0.0 if isinstance(detector, PatchCore) else maps[maps > OUTSIDE].median().item()
     if not threshold > floor:
         raise ExportError(f"quantile={quantile}: gives the threshold {threshold:.4g}, which is not above the median of "
                           f"the maps, {floor:.4g}; needs a higher one")
@@ -155,6 +155,7 @@ def _patches(detector: PatchCore | SimpleNet, samples: Sequence[Sample], preproc
     held = samples[HELD_OUT - 1::HELD_OUT]
     rest = [sample for sample in samples if sample not in held]
     eager = cast(backbones.Backbone, replace(detector, engine="eager").network(detector.levels, ()))
+    example = example[:, :3]                            # the shapes of what is converted: whatever counts of it
     _check_embedding(detector.embedding, eager(example))
     model = engines.export(eager)
     network: backbones.Backbone | engines.Exported = eager

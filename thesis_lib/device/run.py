@@ -106,7 +106,8 @@ def save_map(detection: Detection, threshold: float, size: Size, picture: Path, 
     """
     file = map_of(picture)
     height, width = height_width(size)
-    full = Image.fromarray(detection.map.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)
+    heat = np.where(np.isneginf(detection.map), floor, detection.map).astype(np.float32)
+    full = Image.fromarray(heat).resize((width, height), Image.Resampling.BILINEAR)
     grey = np.clip((np.asarray(full) - floor) / (threshold - floor) * 128, 0, 255).round().astype(np.uint8)
     with replaced(file) as partial:
         Image.fromarray(grey).save(partial, format="PNG")

@@ -28,7 +28,7 @@ from thesis_lib.data.pictures import Pictures
 from thesis_lib.networks import backbones, engines
 from thesis_lib.networks.maps import Extracted, Stored
 from thesis_lib.networks.torch_setup import check_finite
-from thesis_lib.patches.embedding import Original, Pooled, parse
+from thesis_lib.patches.embedding import OUTSIDE, Embedding, parse
 
 FORMAT = "2"            # of saved detectors; 1 did not know the size of its pictures
 State = dict[str, torch.Tensor]
@@ -45,18 +45,34 @@ class Prediction:
 
     @cached_property
     def map(self) -> torch.Tensor:
-        """(B, h, w) at grid resolution. The thesis times no segmentation, so a method may leave it until now."""
+        """(B, h, w) at grid resolution, OUTSIDE where nothing counts. The thesis times no segmentation, so a method may
+        leave it until now.
+        """
         return self.located() if callable(self.located) else self.located
 
     def full_map(self, size: Size) -> torch.Tensor:
         """(B, H, W) of this size: bilinear, then the Gaussian; what pixel AUROC and PRO are computed from."""
-        full = F.interpolate(self.map[:, None], height_width(size), mode="bilinear", align_corners=False)[:, 0]
-        return blur(full, self.sigma)
+        def larger(maps: torch.Tensor) -> torch.Tensor:
+            return F.interpolate(maps[:, None], height_width(size), mode="bilinear", align_corners=False)[:, 0]
+
+        return blur(_averaged(larger, self.map), self.sigma)
 
 
 def blur(maps: torch.Tensor, sigma: float) -> torch.Tensor:
     """maps (B, h, w) after a Gaussian of sigma positions within each; 0 changes nothing."""
-    return torch.from_numpy(gaussian_filter(maps.numpy(), (0, sigma, sigma))) if sigma else maps
+    def smooth(maps: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(gaussian_filter(maps.numpy(), (0, sigma, sigma)))
+
+    return _averaged(smooth, maps) if sigma else maps
+
+
+def _averaged(average: Callable[[torch.Tensor], torch.Tensor], maps: torch.Tensor) -> torch.Tensor:
+    """A weighted mean of neighbours, in which what is OUTSIDE has no part; it is OUTSIDE where all neighbours are."""
+    outside = maps.isneginf()
+    if not outside.any():
+        return average(maps)
+    weights = average((~outside).to(maps.dtype))
+    return (average(maps.masked_fill(outside, 0)) / weights).where(weights > 0, OUTSIDE)
 
 
 class _Offered:
@@ -83,6 +99,7 @@ class Detector(_Offered):
     name: ClassVar[str]
     shared: ClassVar[tuple[str, ...]] = ()      # leading stages that do not depend on the seed; the network first
     trunk: ClassVar[str | None] = None          # engine of the network whose maps `gather` takes; None: `engine`
+    in_parts: ClassVar[bool] = False            # whether it takes pictures of which parts do not count
     map_sigma: ClassVar[float] = Prediction.sigma       # pixels; 4 in the references of most, 0 where theirs has none
 
     def __post_init__(self) -> None:
@@ -123,7 +140,7 @@ class Detector(_Offered):
         """Load the network, then `gather_nominal`; of `Pictures` it is checked beforehand what can be."""
         if isinstance(images, Pictures):
             _only_training(images.samples)
-            self.check_pictures(len(images.samples), images.preprocess.shape)
+            self.check_training(len(images.samples), images.preprocess)
         self.backbone_ = self.network(self.levels, images)
         return self.gather_nominal(Extracted(self.backbone_, images))
 
@@ -133,6 +150,15 @@ class Detector(_Offered):
         collected = self.gather(maps)
         self.image_size_, self.preprocess_ = maps.image_size, maps.preprocess
         return collected
+
+    def check_training(self, count: int, preprocess: Preprocess) -> None:
+        """`check_pictures` for pictures that are prepared so, and ThesisError where parts of them do not count and the
+        method takes only whole ones.
+        """
+        if preprocess.masked and not self.in_parts:
+            raise ThesisError(f"resize={preprocess.resize}: {self.name} takes whole pictures only; needs resize=square "
+                              "or a method that compares patches (patchcore, padim, spade, simplenet)")
+        self.check_pictures(count, preprocess.shape)
 
     def check_pictures(self, count: int, size: Size) -> None:
         """ThesisError for what so many training pictures of this size cannot give these parameters.
@@ -175,6 +201,11 @@ class Detector(_Offered):
         if given != wanted:
             raise ThesisError(f"images of {in_pixels(given)} pixels: this {self.name} was fitted on "
                               f"{in_pixels(wanted)}; prepare them in the same way (`preprocess_` says how)")
+        prepared = vars(self).get("preprocess_")
+        if prepared is not None and prepared.masked != (images.shape[1] == 4):
+            raise ThesisError(f"images of {images.shape[1]} channels: this {self.name} was fitted on pictures "
+                              f"{'with' if prepared.masked else 'without'} a channel that says what of them counts; "
+                              "prepare them in the same way (`preprocess_` says how)")
         check_finite("images", images)
 
     def predict(self, images: torch.Tensor) -> Prediction:
@@ -297,12 +328,13 @@ class PatchDetector(Detector):
     join: str = parameter("repeat", "how a deeper level reaches the finest grid: repeat or interpolate", features=True)
 
     shared: ClassVar[tuple[str, ...]] = ("extraction", "embedding")
+    in_parts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.embed_of()
 
-    def embed_of(self) -> Original | Pooled:
+    def embed_of(self) -> Embedding:
         """Feature maps {level: (B, C, h, w)} -> Patches, as the parameters say."""
         return parse(self.embedding, self.join)
 

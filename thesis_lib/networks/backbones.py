@@ -1,5 +1,8 @@
 """Frozen networks, cut after the deepest wanted level: images (B, 3, H, W) go in, feature maps of each level come out.
 
+Images may have a fourth channel, 1 where their pixels count and 0 elsewhere (`Preprocess.masked`). No network sees it;
+it stands beside the maps under INSIDE.
+
 Levels 1 to 4 are layer1..layer4 of a ResNet and the four stages of a ConvNeXt (strides 4, 8, 16, 32), both
 torchvision's. A PDN has one level, its output (stride 4).
 """
@@ -23,6 +26,7 @@ CONVNEXTS = ("convnext_tiny", "convnext_small", "convnext_base", "convnext_large
 PDNS = tuple(CONVOLUTIONS)
 NAMES = RESNETS + CONVNEXTS + PDNS
 Features = dict[int, torch.Tensor]      # level -> maps (B, C, h, w)
+INSIDE = 0                              # in place of a level: the channel (B, 1, H, W) that says which pixels count
 TAPS = ("output", "preactivation", "branch")
 
 
@@ -57,7 +61,8 @@ class Backbone(nn.Module):
     @torch.no_grad()
     def forward(self, images: torch.Tensor) -> Features:
         check_images(self.name, images)
-        return dict(zip(self.layers, _walk(self.levels, self.layers, images, self.tap), strict=True))
+        maps = _walk(self.levels, self.layers, images[:, :3], self.tap)
+        return dict(zip(self.layers, maps, strict=True)) | counting(images)
 
     @property
     def nbytes(self) -> int:
@@ -145,11 +150,17 @@ def check(name: str, layers: Sequence[int] | None, tap: str = "output") -> tuple
 
 def check_images(name: str, images: torch.Tensor) -> None:
     """ThesisError for what is no batch of colour pictures, holds NaN or infinity, or is too small for the network."""
-    if images.ndim != 4 or images.shape[1] != 3:
-        raise ThesisError(f"images of shape {tuple(images.shape)}: needs (B, 3, H, W)")
+    if images.ndim != 4 or images.shape[1] not in (3, 4):
+        raise ThesisError(f"images of shape {tuple(images.shape)}: needs (B, 3, H, W), or a fourth channel that says "
+                          "which pixels count")
     if name in PDNS and min(images.shape[-2:]) < FIELD:
         raise ThesisError(f"images of shape {tuple(images.shape)}: {name} needs at least {FIELD}x{FIELD} pixels")
     check_finite("images", images)
+
+
+def counting(images: torch.Tensor) -> Features:
+    """{INSIDE: the fourth channel (B, 1, H, W)} of images that have one."""
+    return {INSIDE: images[:, 3:]} if images.shape[1] == 4 else {}
 
 
 def _walk(levels: nn.ModuleDict, layers: Sequence[int], x: torch.Tensor, tap: str) -> tuple[torch.Tensor, ...]:

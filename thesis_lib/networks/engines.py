@@ -47,7 +47,7 @@ class Graph:
     def __call__(self, images: torch.Tensor) -> list[torch.Tensor]:
         if self._threads != torch.get_num_threads():
             self._open()
-        outputs = self._session.run(None, {"images": images.detach().numpy()})
+        outputs = self._session.run(None, {"images": images.detach().contiguous().numpy()})
         return [torch.from_numpy(values) for values in outputs]
 
     def _open(self) -> None:
@@ -68,7 +68,7 @@ class Exported:
 
     def __call__(self, images: torch.Tensor) -> dict[int, torch.Tensor]:
         backbones.check_images(self.name, images)
-        return dict(zip(self.layers, self._graph(images), strict=True))
+        return dict(zip(self.layers, self._graph(images[:, :3]), strict=True)) | backbones.counting(images)
 
     def cut(self, layers: Sequence[int]) -> "Exported":
         """Itself: a network that was exported ends where it was cut before."""

@@ -106,7 +106,7 @@ def qdq(model: bytes, images: Iterable[torch.Tensor], *, reduce_range: bool = Fa
     class Reader(tool.CalibrationDataReader):
         def get_next(self) -> dict[str, np.ndarray] | None:
             batch = next(batches, None)
-            return None if batch is None else {"images": batch.numpy()}
+            return None if batch is None else {"images": batch[:, :3].contiguous().numpy()}
 
     with files.scratch_folder() as folder:
         plain, prepared, done = (Path(folder) / f"{name}.onnx" for name in ("plain", "prepared", "done"))
@@ -133,7 +133,7 @@ class TorchInt8:
     def __call__(self, images: torch.Tensor) -> dict[int, torch.Tensor]:
         backbones.check_images(self.name, images)
         with _torch_engine(self.engine):
-            return dict(zip(self.layers, self._module(images), strict=True))
+            return dict(zip(self.layers, self._module(images[:, :3]), strict=True)) | backbones.counting(images)
 
     @property
     def blocks(self) -> list[str]:

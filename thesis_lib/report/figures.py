@@ -253,7 +253,8 @@ def maps(samples: Sequence[Sample], full_maps: np.ndarray, scores: Sequence[floa
 
     full_maps (n, H, W); limits fix the colours for all maps (default: their common range), so that they compare.
     """
-    low, high = limits or (float(np.min(full_maps)), float(np.max(full_maps)))
+    shown = np.asarray(full_maps)
+    low, high = limits or (float(shown[shown > -np.inf].min()), float(shown.max()))     # -inf: nothing counts there
     columns = len(samples)
     figure = Figure(figsize=(1.9 * columns + 0.6, 4.1), layout="constrained", dpi=90)
     axes = figure.subplots(2, columns, squeeze=False)
@@ -262,7 +263,7 @@ def maps(samples: Sequence[Sample], full_maps: np.ndarray, scores: Sequence[floa
         axes[0, column].imshow(rgb)
         axes[0, column].set_title(f"{sample.defect}/{sample.path.stem}", fontsize=8)
         axes[1, column].imshow(rgb.mean(axis=2), cmap="gray")
-        drawn = axes[1, column].imshow(heat, cmap=HEAT, alpha=0.65, vmin=low, vmax=high)
+        drawn = axes[1, column].imshow(np.ma.masked_invalid(heat), cmap=HEAT, alpha=0.65, vmin=low, vmax=high)
         axes[1, column].set_title(f"score {score:.2f}", fontsize=8)
         for axis in axes[:, column]:
             axis.set_axis_off()
@@ -287,7 +288,7 @@ def inspection(sample: Sample, heat: np.ndarray, score: float, times: Mapping[st
     rgb, mask = to_rgb(load_image(sample.path, preprocess)), preprocess.mask(sample)
     axes["picture"].imshow(rgb)
     axes["map"].imshow(rgb.mean(axis=2), cmap="gray")
-    axes["map"].imshow(heat, cmap=HEAT, alpha=0.65)
+    axes["map"].imshow(np.ma.masked_invalid(heat), cmap=HEAT, alpha=0.65)               # -inf: nothing counts there
     for name, title in (("picture", f"{sample.defect}/{sample.path.stem}"), ("map", f"score {score:.3f}")):
         axes[name].set_axis_off()
         axes[name].set_title(title, fontsize=9)
@@ -309,6 +310,6 @@ def inspection(sample: Sample, heat: np.ndarray, score: float, times: Mapping[st
 
 
 def to_rgb(image: torch.Tensor) -> np.ndarray:
-    """(3, H, W) normalised tensor -> (H, W, 3) uint8."""
-    pixels = image.numpy().transpose(1, 2, 0) * IMAGENET_STD + IMAGENET_MEAN
+    """(3, H, W) normalised tensor, a fourth channel is left out -> (H, W, 3) uint8."""
+    pixels = image[:3].numpy().transpose(1, 2, 0) * IMAGENET_STD + IMAGENET_MEAN
     return (pixels.clip(0, 1) * 255).round().astype(np.uint8)
