@@ -191,6 +191,8 @@ def test_options_reach_detector_and_preprocessing(evaluate, monkeypatch):
     (("--search-threads", "-1"), "search_threads=-1"), (("--backbone", "x"), "backbone='x'"),
     (("--weights", "x"), "weights='x'"), (("--image-size", "8"), "image_size=8"),
     (("--image-size", "0x64"), "image_size=0x64: needs at least 32 pixels"), (("--crop", "99"), "crop=99"),
+    (("--roi", "1,2,3"), "roi=1,2,3: needs four numbers"), (("--roi", "no.png"), "roi=no.png: needs x,y,w,h"),
+    (("--roi", "1,2,3,4,x"), "roi=1,2,3,4,x: needs x,y,w,h"),
     (("--resize", "short_side"), "resize=short_side"), (("--interpolation", "x"), "interpolation='x'"),
     (("--seeds", "0"), "seeds: needs"), (("--seeds", "-2"), "seeds: needs"),
     (("--threads", "0"), "--threads 0"), (("--memory-limit-gb", "0.0001"), "memory_limit_gb"),

@@ -414,6 +414,19 @@ def test_verify_tells_depth_range_pages_and_profiles(make_category, tmp_path):
                             "which the first is read: 1; pictures with a colour profile, which is not applied: 1")
 
 
+@pytest.mark.parametrize(("sizes", "told"), [
+    ([(64, 160)] * 3, "pictures of 64x160: {} of 2.5; --image-size 256x640 keeps it"),
+    ([(160, 64)] * 3, "pictures of 160x64: {} of 2.5; --image-size 640x256 keeps it"),
+    ([(64, 86)] * 2, "pictures of 64x86: {} of 1.3; --image-size 256x352 keeps it"),
+    ([(64, 85), (85, 64)], ""), ([(64, 64)], ""), ([(64, 160), (70, 160), (160, 80)],
+     "pictures of several shapes, 64x160 to 160x80: {} of up to 2.5; --resize pad keeps it")])
+def test_verify_warns_where_a_square_squeezes(tmp_path, sizes, told):
+    for number, size in enumerate(sizes):
+        paint(tmp_path / f"part/train/good/{number}.png", np.full((*size[::-1], 3), 200, np.uint8))
+    row = data.verify(tmp_path).loc[0]
+    assert row["notes"] == told.format("a square changes their aspect by a factor") and row["problems"] == ""
+
+
 def test_verify_names_a_test_picture_beyond_the_levels(make_category):
     root = make_category()
     for file in (root / "pad/train/good").iterdir():

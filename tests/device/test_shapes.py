@@ -81,6 +81,23 @@ def test_a_bundle_of_letterboxed_pictures_scores_as_the_library(name, lying, tmp
     assert (code, len(printed), len(err)) == (1, 1, 1) and "thin.png: no position of its map lies inside" in err[0]
 
 
+@pytest.mark.parametrize(("name", "roi"), [("patchcore", "mask"), ("simplenet", "mask"),
+                                           ("patchcore", (20, 5, 90, 50))])
+def test_a_bundle_of_a_region_scores_as_the_library(name, roi, lying, tmp_path, monkeypatch):
+    monkeypatch.setattr(engines, "reduce_range", lambda: True)
+    if roi == "mask":
+        mask = np.zeros((60, 150), np.uint8)
+        mask[5:55, 20:110], mask[30:40, 60:80] = 255, 0
+        roi = tmp_path / "mask.png"
+        Image.fromarray(mask).save(roi)
+    preprocess = data.Preprocess(image_size=(96, 64), roi=roi)
+    if preprocess.masked:
+        roi.unlink()                                    # the bundle holds what it says
+    opened = same_as_the_library(DETECTORS[name], lying, preprocess, tmp_path / "out")
+    assert opened.preprocess.roi == preprocess.roi
+    assert Image.open(opened.pictures[0]).size == (150, 60), "a region is in pixels of the original"
+
+
 def test_efficientad_is_told_before_it_learns(lying, tmp_path):
     for preprocess, told in ((data.Preprocess(image_size=(96, 64)), "images of 96x64 pixels: the autoencoder needs"),
                              (data.Preprocess(image_size=96, resize="pad"), "resize=pad: efficientad takes whole")):

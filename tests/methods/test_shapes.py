@@ -128,7 +128,9 @@ def test_figures_and_crops_show_them_as_they_are(lying, preprocess):
     heat = figures.maps(lying.test[2:4], maps, [1, 2], preprocess).axes[2].get_images()[1]
     assert np.isfinite(heat.get_clim()).all() and heat.get_clim()[0] < heat.get_clim()[1]
     shown = heat.get_array()
-    assert np.ma.getmaskarray(shown)[:8].all() == preprocess.masked, "far in the padding nothing is drawn"
+    drawn_at = ~np.ma.getmaskarray(shown)
+    assert drawn_at[ROWS].all()
+    assert drawn_at[:13].any() == drawn_at[51:].any() == (not preprocess.masked), "nothing is drawn in the padding"
 
 
 # ---- letterbox: of 64 rows of pixels 38 show the picture (150 x 60 -> 96 x 38), rows 13 to 50
@@ -286,7 +288,7 @@ def test_methods_that_take_whole_pictures_say_so_before_one_is_read(name, lying,
     monkeypatch.setattr(scores, "Pictures", kind)
     for call in (lambda: make(name).fit(kind(lying.train, PADDED)),
                  lambda: scores.evaluate(make(name), lying, PADDED)):
-        with pytest.raises(ThesisError, match=f"^resize=pad: {name} takes whole pictures only; needs resize=square or"):
+        with pytest.raises(ThesisError, match=f"^resize=pad: {name} takes whole pictures only; needs neither, or"):
             call()
     assert read == []
 
@@ -296,3 +298,56 @@ def test_a_picture_too_thin_for_the_grid_is_told():
     thin[:, 3, 31] = 1          # between two middles of positions
     with pytest.raises(ThesisError, match="a picture has no patch that counts: of 24x16 no middle lies inside"):
         make("patchcore").fit([thin])
+
+
+# ---- regions of interest
+
+def test_a_region_is_cut_out_before_the_resize_and_gains_resolution(lying):
+    cut = data.Preprocess(image_size=64, roi=(90, 10, 60, 50))
+    row = scores.evaluate(make("patchcore"), lying, cut, seeds=1).iloc[0]
+    assert row["image_auroc"] == 1 and row["preprocess.roi"] == [90, 10, 60, 50]
+    assert cut.mask(lying.test[3]).sum() > 1.8 * WIDE.mask(lying.test[3]).sum() > 900
+
+
+@pytest.fixture
+def left(tmp_path):
+    """A mask picture of 150 x 60 pixels: inside is the left half and a bit, in steps, without the white bars."""
+    mask = np.zeros((60, 150), dtype=np.uint8)
+    mask[:20, :90], mask[20:, :75] = 255, 1
+    Image.fromarray(mask).save(tmp_path / "left.png")
+    return tmp_path / "left.png"
+
+
+def test_patches_whose_middle_lies_outside_a_mask_are_dropped(lying, left):
+    """And nothing else changes: scores, bank and pixel metrics are those of the patches and pixels inside."""
+    def patches(sample):
+        features = network(load_image(sample.path, WIDE.decided(lying.train))[None])[1]
+        return F.avg_pool2d(features, 3, 1, 1)[0].permute(1, 2, 0)[inside].double().numpy()
+
+    network = backbones.load("resnet18", (1,), "random")
+    # Of the grid of 16 x 24 a middle lies at 150 / 96 * (4 column + 2), 60 / 64 * (4 row + 2) of the picture.
+    y, x = (np.arange(16) * 4 + 2.5) * 60 / 64, (np.arange(24) * 4 + 2.5) * 150 / 96
+    inside = torch.from_numpy(np.where(y[:, None] < 20, x < 90, x < 75))
+    bank = np.concatenate([patches(sample) for sample in lying.train])
+    nearest = [cdist(patches(sample), bank).min(axis=1).max() for sample in lying.test]
+    masked = data.Preprocess(image_size=(96, 64), roi=str(left))
+    detector = make("patchcore", bank="100%")
+    row = scores.evaluate(detector, lying, masked, seeds=1, pixels=False).iloc[0]
+    np.testing.assert_allclose(row["scores"], nearest, rtol=1e-4)
+    assert len(detector.bank_) == 4 * inside.sum() == len(bank)
+    heat = detector.predict(pictures(lying.test, masked)).map
+    assert torch.equal(heat[0] > -torch.inf, inside)
+
+
+@pytest.mark.parametrize("name", IN_PARTS)
+def test_what_a_mask_leaves_out_is_not_found(name, lying, left, caplog):
+    """The white bars lie outside: they reach the patches inside through the network's field alone."""
+    more = {"simplenet": {"epochs": 1}, "padim": {"sigma": 0.0}}.get(name, {})
+    found = {}
+    for masked in (WIDE, data.Preprocess(image_size=(96, 64), roi=str(left))):
+        detector = make(name, **more).fit(data.Pictures(lying.train, masked))
+        heat = detector.predict(pictures(lying.test, masked)).map
+        found[masked.masked] = [divmod(int(one.argmax()), 24)[1] for one in heat[3:]]
+    assert min(found[False]) >= 15 > max(found[True]), "columns of the grid; the bars lie in 16 to 22"
+    row = scores.evaluate(make(name, **more), lying, masked, seeds=1).iloc[0]
+    assert row["pixel_auroc"] is None and "3 of 3 masks have no pixel at 96x64" in caplog.text

@@ -242,13 +242,16 @@ def _check_embedding(name: str, maps: dict[int, torch.Tensor]) -> None:
 
 
 def _copies(category: Category, preprocess: Preprocess, work: Path) -> list[str]:
-    """Copies of ten test pictures, or of training ones where there are none, no larger than they are resized to."""
+    """Copies of ten test pictures, or of training ones where there are none, no larger than they are resized to; whole
+    where a region of interest is for their size.
+    """
     samples: Sequence[Sample] = category.subset(test=PICTURES).test or evenly(category.train, PICTURES)
     (work / "pictures").mkdir()
     names = []
     for number, sample in enumerate(samples):
         picture = read_rgb(sample.path, preprocess.levels)
-        picture.thumbnail(preprocess.resized)
+        if preprocess.roi is None:              # which is in pixels of the original
+            picture.thumbnail(preprocess.resized)
         names.append(f"pictures/{number:02d}_{sample.defect}.png")
         picture.save(work / names[-1])
     return names

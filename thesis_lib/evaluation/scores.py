@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 
 from thesis_lib.core import identity, memory, results
 from thesis_lib.core.errors import ThesisError
-from thesis_lib.core.preprocess import Preprocess, in_pixels, open_picture
+from thesis_lib.core.preprocess import Preprocess, in_pixels, size_of
 from thesis_lib.core.progress import track
 from thesis_lib.data.folders import Category
 from thesis_lib.data.pictures import Pictures
@@ -144,7 +144,7 @@ def _measure(detectors: Mapping[str, Detector], groups: Groups, category: Catego
     names = [f"{sample.defect}/{sample.path.name}" for sample in category.test]
     inside = None                               # (n, H, W) where pixels count and not all of them do
     if masks is not None and preprocess.masked:
-        inside = np.stack([preprocess.inside(open_picture(sample.path).size) for sample in category.test])
+        inside = np.stack([preprocess.inside(size_of(sample.path)) for sample in category.test])
     counts = {"n_train": len(category.train), "n_test_good": int((category.labels == 0).sum()),
               "n_test_defective": int(category.labels.sum())}
     for keys in groups:

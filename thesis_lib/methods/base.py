@@ -156,8 +156,9 @@ class Detector(_Offered):
         method takes only whole ones.
         """
         if preprocess.masked and not self.in_parts:
-            raise ThesisError(f"resize={preprocess.resize}: {self.name} takes whole pictures only; needs resize=square "
-                              "or a method that compares patches (patchcore, padim, spade, simplenet)")
+            what = "resize=pad" if preprocess.resize == "pad" else "roi of a mask picture"
+            raise ThesisError(f"{what}: {self.name} takes whole pictures only; needs neither, or a method that "
+                              "compares patches (patchcore, padim, spade, simplenet)")
         self.check_pictures(count, preprocess.shape)
 
     def check_pictures(self, count: int, size: Size) -> None:
