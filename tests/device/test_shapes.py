@@ -81,6 +81,15 @@ def test_a_bundle_of_letterboxed_pictures_scores_as_the_library(name, lying, tmp
     assert (code, len(printed), len(err)) == (1, 1, 1) and "thin.png: no position of its map lies inside" in err[0]
 
 
+@pytest.mark.parametrize("name", DETECTORS)
+def test_a_bundle_in_tiles_scores_as_the_library(name, lying, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(engines, "reduce_range", lambda: True)
+    preprocess = data.Preprocess(image_size=96, resize="pad")
+    opened = same_as_the_library(replace(DETECTORS[name], tiles=(3, 2)), lying, preprocess, tmp_path / "out")
+    assert opened.facts["tiles"] == [3, 2] and opened.facts["strides"] == [4]
+    assert thesis(capsys, "measure", tmp_path / "out", *QUICK, "--threads", 1)[0] == 0
+
+
 @pytest.mark.parametrize(("name", "roi"), [("patchcore", "mask"), ("simplenet", "mask"),
                                            ("patchcore", (20, 5, 90, 50))])
 def test_a_bundle_of_a_region_scores_as_the_library(name, roi, lying, tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """Pictures as they are, through every method and on the way to a row: rectangles, and pictures that count in parts."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -24,6 +26,7 @@ pytestmark = pytest.mark.usefixtures("networks_built_once")
 
 WIDE = data.Preprocess(image_size=(96, 64))         # width x height
 PADDED = data.Preprocess(image_size=(96, 64), resize="pad")
+LARGE = data.Preprocess(image_size=(192, 128), resize="pad")
 IN_PARTS = [name for name, method in METHODS.items() if method.in_parts]
 FREE = [name for name in METHODS if name != "efficientad"]
 
@@ -351,3 +354,70 @@ def test_what_a_mask_leaves_out_is_not_found(name, lying, left, caplog):
     assert min(found[False]) >= 15 > max(found[True]), "columns of the grid; the bars lie in 16 to 22"
     row = scores.evaluate(make(name, **more), lying, masked, seeds=1).iloc[0]
     assert row["pixel_auroc"] is None and "3 of 3 masks have no pixel at 96x64" in caplog.text
+
+
+# ---- tiles
+
+def test_tiles_have_one_bank_and_the_score_is_the_maximum_over_them(lying):
+    """Restated with the network on crops of the picture: left and right, each with 32 pixels of the other."""
+    def patches(sample):
+        image = load_image(sample.path, plain.decided(lying.train))[None]
+        halves = network(image[..., :96 + 32])[2][..., :12], network(image[..., 96 - 32:])[2][..., 4:]
+        return F.avg_pool2d(torch.cat(halves, 3), 3, 1, 1)[0].flatten(1).T.double().numpy()
+
+    plain, network = replace(LARGE, resize="square"), backbones.load("resnet18", (2,), "random")
+    bank = np.concatenate([patches(sample) for sample in lying.train])
+    nearest = np.stack([cdist(patches(sample), bank).min(axis=1).reshape(16, 24) for sample in lying.test])
+    detector = make("patchcore", layers=(2,), bank="100%", tiles=(2, 1))
+    row = scores.evaluate(detector, lying, plain, seeds=1).iloc[0]
+    of_tiles = [[heat[:, :12].max(), heat[:, 12:].max()] for heat in nearest]
+    np.testing.assert_allclose(row["scores"], np.max(of_tiles, axis=1), rtol=1e-4)
+    np.testing.assert_allclose(detector.predict(pictures(lying.test, plain)).map, nearest, rtol=1e-3, atol=1e-4)
+    whole = make("patchcore", layers=(2,), bank="100%")
+    scores.evaluate(whole, lying, plain, seeds=1)
+    assert not torch.allclose(whole.bank_, detector.bank_, rtol=1e-3), "kept maps of the whole are not those of tiles"
+
+
+def test_level_1_sees_so_little_that_tiles_change_nothing(lying):
+    """21 pixels to each side, and a tile sees 32 beyond its own part."""
+    image = pictures(lying.test, LARGE)
+    whole = backbones.load("resnet18", (1, 2), "random")
+    maps, of_tiles = whole(image), whole.tiled((3, 1))(image)
+    assert whole.tiles is None and set(maps) == set(of_tiles) == {0, 1, 2}
+    torch.testing.assert_close(of_tiles[1], maps[1], rtol=1e-4, atol=1e-4)
+    differ = (of_tiles[2] - maps[2]).abs().amax((0, 1, 2)) > 1e-3               # by columns; seams at 8 and 16
+    assert differ[6:10].any() and differ[14:18].any() and not differ[[0, 11, 12, 23]].any()
+
+
+@pytest.mark.parametrize("name", IN_PARTS)
+def test_tiles_go_the_whole_way_with_a_letterbox(name, lying, tmp_path):
+    detector = make(name, layers=(2,), tiles=(2, 2))
+    row = scores.evaluate(detector, lying, LARGE, seeds=1).iloc[0]
+    assert row["parameters.tiles"] == [2, 2] and np.isfinite(row["scores"]).all() and 0 <= row["pixel_auroc"] <= 1
+    loaded = METHODS[name].load(detector.save(tmp_path / "tiles.safetensors"))
+    test = pictures(lying.test, LARGE)
+    assert same(*((one.score, one.map) for one in (loaded.predict(test), detector.predict(test))))
+    whole = make(name, layers=(2,)).fit(data.Pictures(lying.train, LARGE))
+    assert not torch.allclose(loaded.predict(test).map, whole.predict(test).map, rtol=1e-5)
+    assert whole.collected_by != detector.collected_by and whole.network_by != detector.network_by
+    if name == "padim":
+        assert detector.mean_.shape[0] == 16 * 24, "a Gaussian per place of the whole picture"
+
+
+@pytest.mark.parametrize(("parameters", "told"), [
+    ({"tiles": (0, 2)}, "tiles=0x2: needs columns x rows, each at least 1"),
+    ({"tiles": (2,)}, "tiles=2: needs columns x rows"),
+    ({"tiles": (2, 2), "backbone": "pdn_small"}, "tiles=2x2, backbone=pdn_small: it cuts off the rim")])
+def test_tiles_that_cannot_be_are_refused(parameters, told):
+    with pytest.raises(ThesisError, match=f"^{told}"):
+        make("patchcore", **parameters)
+
+
+def test_one_tile_is_the_whole_picture_and_too_many_are_told_before_a_picture_is_read(lying, counted):
+    kind, read = counted
+    assert make("patchcore", tiles=(1, 1)) == make("patchcore")
+    ids = {tiles: Configuration.of(make("patchcore", tiles=tiles), WIDE).id for tiles in (None, (1, 1), (2, 1), (1, 2))}
+    assert ids[None] == ids[1, 1] and len(set(ids.values())) == 3
+    with pytest.raises(ThesisError, match=r"^tiles=2x3: of pictures of 96x64 pixels a tile would be less"):
+        make("patchcore", tiles=(2, 3)).fit(kind(lying.train, WIDE))
+    assert read == []

@@ -115,7 +115,7 @@ def converter(annotation: Any) -> Callable[[str], object]:
 def _in_words(annotation: Any) -> str:
     """What to type for a value of this type."""
     if annotation == PAIR:
-        return "width x height such as 256x640"
+        return "two numbers such as 256x640"
     if typing.get_origin(annotation) is tuple:
         return "numbers such as 2,3"
     return "none" if annotation is types.NoneType else annotation.__name__

@@ -30,6 +30,7 @@ from thesis_lib.core.errors import ThesisError
 from thesis_lib.core.nearest import check_finite, nearest
 from thesis_lib.core.onnx_session import session
 from thesis_lib.core.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess, at_centres
+from thesis_lib.core.tiles import stitched
 
 FORMAT = 2              # 1 had PatchCore only, and no stages
 ENGINES = {"float": "fast", "int8": "int8"}         # of a bundle -> as the library calls it
@@ -131,12 +132,17 @@ class Bundle:
             return search
 
         network = session(file.read_bytes(), threads)
-        names = [entry.name for entry in network.get_inputs()]
+        names, tiles = [entry.name for entry in network.get_inputs()], self.facts.get("tiles")
 
         def run(given: np.ndarray | Arrays) -> Arrays:
             arrays = given if isinstance(given, list) else self._opened(given)
             taken, handed_on = arrays[:len(names)], arrays[len(names):]
-            return network.run(None, dict(zip(names, taken, strict=True))) + handed_on
+            if tiles and not isinstance(given, list):           # only the network sees a picture
+                found = stitched(lambda tile: network.run(None, {names[0]: np.ascontiguousarray(tile)}), taken[0],
+                                 tuple(tiles), self.facts["strides"], np.concatenate)
+            else:
+                found = network.run(None, dict(zip(names, taken, strict=True)))
+            return found + handed_on
 
         return run
 

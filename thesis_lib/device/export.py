@@ -82,6 +82,9 @@ def export(detector: Detector, category: Category, preprocess: Preprocess, folde
             "score": "max", "pictures": names, "engines": {}}
         if isinstance(detector, PatchCore):
             facts["distance"] = detector.distance
+        if tiles := getattr(detector, "tiles", None):
+            _, strides = backbones.shapes(detector.backbone, detector.levels)
+            facts |= {"tiles": tiles, "strides": [strides[level] for level in detector.levels]}
         for name, made in make(detector, category.train, preprocess, batch_size, images[0]):
             (work / name).mkdir()
             subject = scores.subject(_as_measured(detector, bundle.ENGINES[name]), category, preprocess,
@@ -165,7 +168,7 @@ def _patches(detector: PatchCore | SimpleNet, samples: Sequence[Sample], preproc
             # Seven bits, whatever this processor has: the bundle may be read by one that needs them.
             calibration = Pictures(samples, preprocess, batch_size).evenly(detector.calibration)
             model = quantize.qdq(model, calibration, reduce_range=True)
-            network = engines.Exported(eager.name, eager.layers, eager.weights, model)
+            network = engines.Exported(eager.name, eager.layers, eager.weights, model).tiled(detector.tiles)
             detector = replace(detector, engine="int8")
         # 2. Learned from four fifths, for the threshold, and from all.
         part = _fitted(detector, network, Pictures(rest, preprocess, batch_size))

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 
 from thesis_lib.core import files, parameters
+from thesis_lib.core import tiles as tiling
 from thesis_lib.core.errors import NotFittedError, ThesisError
 from thesis_lib.core.parameters import parameter
 from thesis_lib.core.preprocess import Preprocess, Sample, Size, height_width, in_pixels
@@ -309,6 +310,7 @@ class Detector(_Offered):
             if detector.backbone_.weights != weights:
                 raise ThesisError(f"{path}: belongs to {weights}, the bundled weights are "
                                   f"{detector.backbone_.weights}; fit and save it again")
+        detector.backbone_ = detector.backbone_.tiled(getattr(detector, "tiles", None))
         detector.restore(learned)
         return detector
 
@@ -327,6 +329,9 @@ class PatchDetector(Detector):
     embedding: str = parameter("identity", "identity, original_d1024, avg_k3_s1_p1, max_..., avgmax_... or adaptive_7",
                                features=True)
     join: str = parameter("repeat", "how a deeper level reaches the finest grid: repeat or interpolate", features=True)
+    tiles: tuple[int, int] | None = parameter(
+        None, "columns x rows of tiles, such as 2x2, in which the network sees a picture, one after the other, each "
+        f"with {tiling.OVERLAP} pixels of its neighbours: less memory; or none", features=True, neutral=True)
 
     shared: ClassVar[tuple[str, ...]] = ("extraction", "embedding")
     in_parts: ClassVar[bool] = True
@@ -334,6 +339,22 @@ class PatchDetector(Detector):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.embed_of()
+        if self.tiles is None:
+            return
+        if len(self.tiles) != 2 or min(self.tiles) < 1:
+            raise ThesisError(f"tiles={'x'.join(map(str, self.tiles))}: needs columns x rows, each at least 1")
+        if self.tiles == (1, 1):                # the whole picture, by whatever name
+            self.tiles = None
+        elif self.backbone in backbones.PDNS:
+            raise ThesisError(f"tiles={self.tiles[0]}x{self.tiles[1]}, backbone={self.backbone}: it cuts off the rim "
+                              "of what it sees, so tiles do not fit together; needs a ResNet or ConvNeXt")
+
+    def network(self, levels: tuple[int, ...], images: Iterable[torch.Tensor]) -> backbones.Backbone | engines.Exported:
+        return super().network(levels, images).tiled(self.tiles)
+
+    @property
+    def network_by(self) -> tuple:
+        return *super().network_by, self.tiles
 
     def embed_of(self) -> Embedding:
         """Feature maps {level: (B, C, h, w)} -> Patches, as the parameters say."""
@@ -348,6 +369,8 @@ class PatchDetector(Detector):
     def check_pictures(self, count: int, size: Size) -> None:
         super().check_pictures(count, size)
         self.shape(size)
+        if self.tiles is not None:
+            tiling.check(height_width(size), self.tiles)
 
 
 def _only_training(samples: Iterable[Sample]) -> None:

@@ -7,7 +7,8 @@ Levels 1 to 4 are layer1..layer4 of a ResNet and the four stages of a ConvNeXt (
 torchvision's. A PDN has one level, its output (stride 4).
 """
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from thesis_lib.core import tiles
 from thesis_lib.core.errors import ThesisError
 from thesis_lib.networks import weightfiles
 from thesis_lib.networks.pdn import CONVOLUTIONS, FIELD, PDN
@@ -38,6 +40,7 @@ class Network(Protocol):
     weights: dict[str, Any]
     channels: dict[int, int]
     strides: dict[int, int]
+    tiles: tuple[int, int] | None
 
     def __call__(self, images: torch.Tensor) -> Features: ...
 
@@ -49,7 +52,10 @@ class Backbone(nn.Module):
     (`source`: imagenet | bundled | random | file, `sha256` of the file or tag, `seed` of random ones).
     tap: "output" of each level; "preactivation", what its last ReLU is given (ResNet); or "branch", the last block's
     inner branch before layer scale and skip connection (ConvNeXt). What the next level is given does not depend on it.
+    tiles: columns and rows of the pictures, which are then seen one tile after the other (`core.tiles`); None: whole.
     """
+
+    tiles: tuple[int, int] | None = None
 
     def __init__(self, name: str, levels: nn.ModuleDict, layers: Sequence[int], weights: dict[str, Any],
                  tap: str = "output") -> None:
@@ -61,8 +67,10 @@ class Backbone(nn.Module):
     @torch.no_grad()
     def forward(self, images: torch.Tensor) -> Features:
         check_images(self.name, images)
-        maps = _walk(self.levels, self.layers, images[:, :3], self.tap)
-        return dict(zip(self.layers, maps, strict=True)) | counting(images)
+        def run(images: torch.Tensor) -> Sequence[torch.Tensor]:
+            return _walk(self.levels, self.layers, images, self.tap)
+
+        return features_of(run, self, images)
 
     @property
     def nbytes(self) -> int:
@@ -72,7 +80,13 @@ class Backbone(nn.Module):
     def cut(self, layers: Sequence[int]) -> "Backbone":
         """The same network for fewer levels: shares the modules, ends after the deepest of `layers`."""
         levels = nn.ModuleDict({level: module for level, module in self.levels.items() if int(level) <= max(layers)})
-        return Backbone(self.name, levels, layers, self.weights, self.tap).eval()
+        return Backbone(self.name, levels, layers, self.weights, self.tap).eval().tiled(self.tiles)
+
+    def tiled(self, tiles: tuple[int, int] | None) -> "Backbone":
+        """The same network, sharing the modules, that sees pictures in so many columns and rows of tiles, or whole."""
+        other = copy.copy(self)
+        other.tiles = tiles
+        return other
 
 
 class Maps(nn.Module):
@@ -158,9 +172,19 @@ def check_images(name: str, images: torch.Tensor) -> None:
     check_finite("images", images)
 
 
-def counting(images: torch.Tensor) -> Features:
-    """{INSIDE: the fourth channel (B, 1, H, W)} of images that have one."""
-    return {INSIDE: images[:, 3:]} if images.shape[1] == 4 else {}
+def features_of(run: Callable[[torch.Tensor], Sequence[torch.Tensor]], network: "Network",
+                images: torch.Tensor) -> Features:
+    """{level: maps} of what `run` makes of the colours, in tiles where the network has some; and {INSIDE: the fourth
+    channel (B, 1, H, W)} of images that have one.
+    """
+    colours = images[:, :3]
+    if network.tiles is None:
+        maps = run(colours)
+    else:
+        maps = tiles.stitched(run, colours, network.tiles, [network.strides[level] for level in network.layers],
+                              torch.cat)
+    features = dict(zip(network.layers, maps, strict=True))
+    return features | {INSIDE: images[:, 3:]} if images.shape[1] == 4 else features
 
 
 def _walk(levels: nn.ModuleDict, layers: Sequence[int], x: torch.Tensor, tap: str) -> tuple[torch.Tensor, ...]:

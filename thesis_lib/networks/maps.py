@@ -262,6 +262,7 @@ def _targets(extracted: Extracted) -> dict[int, Path]:
     network, pictures = extracted.backbone, _pictures(extracted)
     model = getattr(network, "model", None)
     origin = {"network": network.name, "weights": network.weights, "tap": getattr(network, "tap", None),
+              "tiles": network.tiles,
               "model": model and [files.digest(model), network.layers, identity.version_of("onnxruntime")],
               "preprocess": deciding(pictures.preprocess, values(pictures.preprocess)),
               "batch_size": pictures.batch_size,

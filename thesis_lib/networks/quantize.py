@@ -133,7 +133,7 @@ class TorchInt8:
     def __call__(self, images: torch.Tensor) -> dict[int, torch.Tensor]:
         backbones.check_images(self.name, images)
         with _torch_engine(self.engine):
-            return dict(zip(self.layers, self._module(images[:, :3]), strict=True)) | backbones.counting(images)
+            return dict(zip(self.layers, self._module(images), strict=True))
 
     @property
     def blocks(self) -> list[str]:
