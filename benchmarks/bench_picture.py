@@ -88,8 +88,8 @@ def compare(detector: PatchCore, train: data.Pictures, images: list[torch.Tensor
             raise SystemExit(f"layers {detector.layers}: the sides do not give the same score, {scores}")
     taken = [timing.interleaved(sides, image, rounds=1, seed=number) for number, image in enumerate(images)]
     seconds = {name: np.concatenate([one[name] for one in taken]) for name in sides}
-    machine, side = limits.machine(), images[0].shape[-1]
-    work = limits.stage_work(detector, side)
+    machine, size = limits.machine(), tuple(images[0].shape[-2:])
+    work = limits.stage_work(detector, size)
     floor = sum(limits.floor_ms(work, machine).values())
     gmac = sum(macs for macs, _ in work.values()) / 1e9
     about = {"layers": "+".join(map(str, detector.layers))}

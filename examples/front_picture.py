@@ -33,7 +33,7 @@ def main() -> None:
     (images,) = data.Pictures(samples, preprocess, len(samples))
     prediction = detector.predict(images)
 
-    png = drawn(samples, prediction.full_map(preprocess.side).numpy(), prediction.score.tolist(), preprocess)
+    png = drawn(samples, prediction.full_map(preprocess.shape).numpy(), prediction.score.tolist(), preprocess)
     files.write(args.out, png)
     print(f"{args.out}: {len(png) / 1000:.0f} kB" + (f", more than {LIMIT_KB}" if len(png) > 1000 * LIMIT_KB else ""))
 

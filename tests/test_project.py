@@ -116,6 +116,7 @@ PAGES = {"README.md": ("evaluate", "export", "measure", "detect", "make quick", 
          "docs/guides/library.md": ("evaluate",),
          "docs/guides/measurements.md": ("python -m benchmarks.bench_picture",),
          "docs/guides/notebooks.md": ("run", "make docs"),
+         "docs/guides/pictures.md": ("evaluate", "data verify"),
          "docs/guides/troubleshooting.md": ("run", "doctor", "make lab")}
 
 

@@ -190,7 +190,9 @@ def test_options_reach_detector_and_preprocessing(evaluate, monkeypatch):
     (("--coreset", "x"), "coreset='x'"), (("--projection", "0"), "projection=0"),
     (("--search-threads", "-1"), "search_threads=-1"), (("--backbone", "x"), "backbone='x'"),
     (("--weights", "x"), "weights='x'"), (("--image-size", "8"), "image_size=8"),
-    (("--crop", "99"), "crop=99"),
+    (("--image-size", "0x64"), "image_size=0x64: needs at least 32 pixels"), (("--crop", "99"), "crop=99"),
+    (("--roi", "1,2,3"), "roi=1,2,3: needs four numbers"), (("--roi", "no.png"), "roi=no.png: needs x,y,w,h"),
+    (("--roi", "1,2,3,4,x"), "roi=1,2,3,4,x: needs x,y,w,h"), (("--tiles", "0x2"), "tiles=0x2: needs columns x rows"),
     (("--resize", "short_side"), "resize=short_side"), (("--interpolation", "x"), "interpolation='x'"),
     (("--seeds", "0"), "seeds: needs"), (("--seeds", "-2"), "seeds: needs"),
     (("--threads", "0"), "--threads 0"), (("--memory-limit-gb", "0.0001"), "memory_limit_gb"),
@@ -209,6 +211,9 @@ def test_bad_value_is_one_line_that_names_it(evaluate, options, told):
     (("--crop", "x"), "--crop: 'x': needs int or none"), (("--seeds", "x"), "--seeds: invalid int"),
     (("--projection", "1.5"), "--projection: '1.5': needs int or none"), (("--bogus", "1"), "--bogus"),
     (("--image-size", "none"), "--image-size: 'none': needs int"),
+    (("--tiles", "2"), "--tiles: '2': needs two numbers such as 256x640 or none"),
+    (("--image-size", "256x"), "--image-size: '256x': needs int or two numbers such as 256x640"),
+    (("--image-size", "64x64x64"), "--image-size: '64x64x64': needs int or two numbers such as 256x640"),
     (("--memory-limit-gb", "x"), "--memory-limit-gb: 'x': needs float or none")])
 def test_option_that_cannot_be_read_ends_with_its_name(evaluate, options, told):
     code, out, err = evaluate(*options)
@@ -225,7 +230,8 @@ def test_bad_protocol_is_one_line(evaluate, option, value):
 
 @pytest.mark.parametrize(("annotation", "text", "value"), [
     (int | None, "None", None), (int | None, "3", 3), (int | str, "1%", "1%"), (int | str, "7", 7),
-    (str, "none", "none"), (tuple[int, ...], "2,3", (2, 3)), (float | None, "0.5", 0.5)])
+    (str, "none", "none"), (tuple[int, ...], "2,3", (2, 3)), (int | tuple[int, int], "256x640", (256, 640)),
+    (int | tuple[int, int], "64", 64), (float | None, "0.5", 0.5)])
 def test_text_becomes_the_type_of_the_field(annotation, text, value):
     assert methods.converter(annotation)(text) == value
 

@@ -1,7 +1,9 @@
 """Files as cameras and tools write them: bit depths, pages, profiles, and what is damaged."""
 
 import io
+import json
 import logging
+import re
 import struct
 import warnings
 import zlib
@@ -9,12 +11,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageCms
 
 from thesis_lib import data
 from thesis_lib.core import preprocess
 from thesis_lib.core.parameters import deciding, values
 from thesis_lib.core.preprocess import DataError, Preprocess, Sample, hidden, pictures_in, read_rgb
+from thesis_lib.core.region import Region
 from thesis_lib.data.pictures import Pictures, load_image
 from thesis_lib.networks.weightfiles import torchvision
 
@@ -169,6 +173,79 @@ def test_resize_and_crop_are_torchvisions(resize):
         assert np.array_equal(found, functional.center_crop(resized, [crop, crop])), (width, height, size)
 
 
+# ---- regions of interest
+
+def coloured(folder, width=80, height=60):
+    values = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(values).save(folder / "picture.png")
+    return folder / "picture.png"
+
+
+def test_a_rectangle_is_cut_out_of_the_original(tmp_path):
+    file = coloured(tmp_path)
+    found = Preprocess(image_size=(48, 32), roi=[10, 20, 30, 40]).array(file)
+    expected = Image.open(file).crop((10, 20, 40, 60)).resize((48, 32), Image.Resampling.BILINEAR)
+    pixels = data.denormalise(torch.from_numpy(found)).permute(1, 2, 0).numpy() * 255
+    assert np.abs(pixels - np.array(expected)).max() < 1e-3
+    padded = Preprocess(image_size=48, resize="pad", roi=(10, 20, 30, 40))
+    assert padded.array(file)[3].sum() == padded.inside((80, 60)).sum() == 48 * 36
+    assert Preprocess(roi=(0, 0, 80, 60)).array(file).shape == (3, 256, 256), "all of it"
+
+
+def test_a_region_is_its_run_lengths():
+    rng = np.random.default_rng(0)
+    for share in (0, 0.1, 0.9, 1):
+        mask = (rng.random((7, 11)) < share).astype(np.uint8)
+        text = str(Region.of(mask))
+        assert np.array_equal(Region.parse(text).mask(), mask) and Region.parse(text) == Region.of(mask)
+    assert str(Region.of(np.ones((2, 3)))) == "3x2:0,6"
+
+
+def test_a_mask_counts_by_its_pixels_whatever_its_file(tmp_path):
+    mask = np.zeros((60, 80), np.uint8)
+    mask[10:30, 20:70] = 7
+    Image.fromarray(mask).save(tmp_path / "one.png")
+    Image.fromarray(mask).convert("RGB").save(tmp_path / "other.bmp")
+    one, other = (Preprocess(image_size=64, roi=str(tmp_path / name)) for name in ("one.png", "other.bmp"))
+    assert one == other and str(tmp_path) not in str(one)
+    told = json.loads(json.dumps(values(one)))
+    (tmp_path / "one.png").unlink()
+    assert Preprocess(**told) == one == replace(one, levels="auto")
+    expected = np.array(Image.fromarray(mask > 0).convert("L").resize((64, 64), Image.Resampling.NEAREST)) > 0
+    array = one.array(coloured(tmp_path))
+    assert np.array_equal(array[3] == 1, expected) and array.shape == (4, 64, 64)
+    assert np.array_equal(array[:3], Preprocess(image_size=64).array(tmp_path / "picture.png"))
+
+
+@pytest.mark.parametrize(("given", "told"), [
+    ((1, 2, 3), "roi=1,2,3: needs four numbers x,y,w,h"), ((-1, 0, 5, 5), "roi=-1,0,5,5: needs x and y of at least 0"),
+    ((0, 0, 0, 5), "roi=0,0,0,5: needs x and y"), ((0, 0, 5.5, 5), "roi=0,0,5.5,5: needs four"),
+    (7, "roi=7: needs four"),
+    ("nowhere.png", "roi=nowhere.png: needs x,y,w,h in pixels such as 10,20,300,200, or the file of a mask"),
+    ("4x2:1,2", "roi='4x2:1,2'...: its runs add up to 3, not to 4x2 pixels"), ("4x2:,", "roi='4x2:,': is no region")])
+def test_a_region_that_means_nothing_is_refused(given, told):
+    with pytest.raises(ValueError, match=f"^{re.escape(told)}"):
+        Preprocess(roi=given)
+
+
+def test_a_region_that_does_not_fit_names_the_picture(tmp_path):
+    file = coloured(tmp_path)
+    sample = Sample(file, "test", "hole", tmp_path / "mask.png")
+    Image.fromarray(np.zeros((60, 80), np.uint8)).save(sample.mask)
+    Image.fromarray(np.ones((61, 80), np.uint8)).save(tmp_path / "larger.png")
+    outside = Preprocess(roi=(30, 20, 51, 40)), "is 80x60 pixels; roi=30,20,51,40 reaches to 81x60"
+    unlike = Preprocess(roi=tmp_path / "larger.png"), "is 80x60 pixels, the mask of roi 80x61; both must be the same"
+    for prepared, told in (outside, unlike):
+        for ask in (lambda prepared=prepared: prepared.array(file), lambda prepared=prepared: prepared.mask(sample)):
+            with pytest.raises(DataError, match=f"^{re.escape(f'{file}: {told}')}$"):
+                ask()
+    with pytest.raises(DataError, match=r"mask.png: no pixel above 0"):
+        Preprocess(roi=sample.mask)
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"broken.png: not a readable picture"):
+        Preprocess(roi=tmp_path / "broken.png")
+
+
 # ---- pages and profiles
 
 def test_of_several_pages_the_first_is_read(tmp_path):
@@ -237,11 +314,12 @@ def test_thousands_of_damaged_files_are_read_or_named(tmp_path):
             file = tmp_path / f"{name.replace(' ', '_')}.picture"
             file.write_bytes(content)
             assert read_rgb(file).size in ((24, 20), (20, 24)), name
+            assert preprocess.size_of(file) == read_rgb(file).size, name
             for number in range(100):
                 # A name for every file: what is known of one is kept by its name, size and time.
                 broken = file.with_name(f"{file.stem}_{number}{file.suffix}")
                 broken.write_bytes(damaged(content, rng))
-                for ask in (read_rgb, preprocess.depth, preprocess.maximum):
+                for ask in (read_rgb, preprocess.depth, preprocess.maximum, preprocess.size_of):
                     try:
                         answer = ask(broken)
                         read += 1

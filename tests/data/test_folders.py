@@ -277,6 +277,20 @@ def test_geometry_is_pillows(tmp_path, interpolation, size, crop, resize, scaled
     np.testing.assert_allclose(image, normalised.transpose(2, 0, 1), atol=1e-5)
 
 
+def test_a_rectangle_is_width_and_height_and_scales_each_side_by_itself(tmp_path):
+    file, preprocess = paint(tmp_path / "one.png", gradient()), data.Preprocess(image_size=(48, 120))
+    expected = Image.fromarray(gradient()).resize((48, 120), Image.Resampling.BILINEAR)
+    image = data.denormalise(load_image(file, preprocess))
+    assert image.shape == (3, 120, 48) and preprocess.shape == (120, 48)
+    np.testing.assert_allclose(image.permute(1, 2, 0) * 255, expected, atol=1e-3)
+    assert data.Preprocess(image_size=(64, 64)) == data.Preprocess(image_size=64)
+    with pytest.raises(ValueError, match="image_size=48x120: a rectangle has no side"):
+        preprocess.side             # noqa: B018
+    sample = Sample(file, "test", "hole", paint(tmp_path / "mask.png", gradient()[..., 0] // 128))
+    np.testing.assert_array_equal(preprocess.mask(sample), np.asarray(Image.open(sample.mask).resize(
+        (48, 120), Image.Resampling.NEAREST)) > 0)
+
+
 def test_upright_and_lying_pictures_form_a_batch(tmp_path):
     preprocess = data.Preprocess(image_size=48, crop=48, resize="short_side")
     for shape in ((80, 60), (60, 80), (60, 61)):
@@ -287,6 +301,12 @@ def test_upright_and_lying_pictures_form_a_batch(tmp_path):
     ({"image_size": 16}, "image_size=16.*32"), ({"crop": 16}, "crop=16: needs 32 to image_size=256"),
     ({"crop": 257}, "crop=257"), ({"resize": "long_side"}, "resize='long_side': needs one of square, short_side"),
     ({"resize": "short_side"}, "short_side needs a crop"),
+    ({"image_size": (0, 64)}, "image_size=0x64: needs at least 32 pixels a side"),
+    ({"image_size": (64, 64, 64)}, r"image_size=\(64, 64, 64\): needs the side of a square such as 256, or width and"),
+    ({"image_size": "256x640"}, "image_size='256x640': needs the side"),
+    ({"image_size": 64.0}, "image_size=64.0: needs the side"),
+    ({"image_size": (256, 640), "crop": 224}, "image_size=256x640: a rectangle is what a whole picture becomes; crop"),
+    ({"image_size": (256, 640), "crop": 224, "resize": "short_side"}, "image_size=256x640: a rectangle"),
     ({"interpolation": "area"}, "interpolation='area'.*nearest, bilinear, bicubic, lanczos")])
 def test_preprocess_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):
@@ -392,6 +412,19 @@ def test_verify_tells_depth_range_pages_and_profiles(make_category, tmp_path):
     assert row[["bits", "maximum", "levels", "problems"]].tolist() == ["16", "4080", "4096", ""]
     assert row["notes"] == ("values up to 4080 in files of 16 bits: read as 4096 levels; files of several pages, of "
                             "which the first is read: 1; pictures with a colour profile, which is not applied: 1")
+
+
+@pytest.mark.parametrize(("sizes", "told"), [
+    ([(64, 160)] * 3, "pictures of 64x160: {} of 2.5; --image-size 256x640 keeps it"),
+    ([(160, 64)] * 3, "pictures of 160x64: {} of 2.5; --image-size 640x256 keeps it"),
+    ([(64, 86)] * 2, "pictures of 64x86: {} of 1.3; --image-size 256x352 keeps it"),
+    ([(64, 85), (85, 64)], ""), ([(64, 64)], ""), ([(64, 160), (70, 160), (160, 80)],
+     "pictures of several shapes, 64x160 to 160x80: {} of up to 2.5; --resize pad keeps it")])
+def test_verify_warns_where_a_square_squeezes(tmp_path, sizes, told):
+    for number, size in enumerate(sizes):
+        paint(tmp_path / f"part/train/good/{number}.png", np.full((*size[::-1], 3), 200, np.uint8))
+    row = data.verify(tmp_path).loc[0]
+    assert row["notes"] == told.format("a square changes their aspect by a factor") and row["problems"] == ""
 
 
 def test_verify_names_a_test_picture_beyond_the_levels(make_category):

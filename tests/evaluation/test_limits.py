@@ -18,6 +18,7 @@ def test_network_is_counted_as_by_hand():
     assert limits.network_macs("resnet18", (1, 2), 64) == limits.network_macs("resnet18", (2,), 64) \
         == stem + level_1 + level_2
     assert limits.network_macs("resnet18", (2,), 128) == 4 * (stem + level_1 + level_2)
+    assert limits.network_macs("resnet18", (2,), (64, 128)) == 2 * (stem + level_1 + level_2)
 
 
 @pytest.mark.parametrize("engine", ["eager", "fast"])
@@ -31,6 +32,13 @@ def test_work_of_every_stage(engine):
     assert work["embedding"] == (0, 4 * (maps + places * dim))
     assert work["search"] == (places * 20 * dim, 4 * (places * dim + 20 * dim + 2 * places))
     assert work["score"] == (0, 4 * places)
+
+
+def test_work_on_a_rectangle():
+    detector = PatchCore(layers=(1,), weights="random", bank=20).fit([torch.zeros(1, 3, 64, 128)])
+    work = limits.stage_work(detector, (64, 128))
+    assert work["search"][0] == 16 * 32 * 20 * 64
+    assert work["extraction"][0] == 2 * limits.network_macs("resnet18", (1,), 64)
 
 
 def test_floor_is_the_larger_of_both_times():

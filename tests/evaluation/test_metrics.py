@@ -187,6 +187,21 @@ def overlap_by_sweep(masks, maps, limit):
     return area / limit
 
 
+def test_pixels_outside_have_no_part():
+    """Whatever they hold, infinity too; the same as if they had been cut off."""
+    masks, maps = masks_and_maps(0, 5, side=12)
+    inside = np.zeros_like(masks)
+    inside[:, 2:9, 1:11] = True
+    masks &= inside
+    disturbed = np.where(inside, maps, -np.inf)
+    for metric in (metrics.pixel_auroc, metrics.pro):
+        expected = metric(masks[:, 2:9, 1:11], maps[:, 2:9, 1:11])
+        assert metric(masks, disturbed, inside) == expected != metric(masks, maps)
+    disturbed[0, 4, 4] = np.nan
+    with pytest.raises(ValueError, match="1 of 210 scores are NaN or infinite"):
+        metrics.pixel_auroc(masks, disturbed, inside)
+
+
 def masks_and_maps(seed, levels, n=3, side=12):
     """Two defects of different size in each picture but the last; the small one's touch at corners."""
     rng = np.random.default_rng(seed)

@@ -63,7 +63,7 @@ def test_embedding_and_gaussians(inputs):
     train, test, channels = inputs
     embed = PaDiM().embed_of()
     for name, features in (("joined_train", train), ("joined_test", test)):
-        vectors, grid = embed(levels(features, torch.float64))                  # (N, P, D)
+        vectors, grid, _ = embed(levels(features, torch.float64))                  # (N, P, D)
         kept = vectors[..., np.sort(channels)]
         check(kept.mT.unflatten(2, grid), GOLDEN[name], 0.0, atol=1e-10)
         if name == "joined_train":

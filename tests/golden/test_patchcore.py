@@ -46,7 +46,7 @@ def test_inputs(inputs):
 @pytest.mark.parametrize("name", EMBEDDINGS)
 def test_embedding(dtype, inputs, name):
     for split, features in zip(("train", "test"), inputs, strict=True):
-        vectors, _ = embedding.parse(name)(levels(features, dtype))
+        vectors = embedding.parse(name)(levels(features, dtype)).vectors
         check(vectors.flatten(0, 1), GOLDEN["embeddings"][name][split], 0.0, 1e-6 if dtype == torch.float32 else 1e-10)
 
 
@@ -69,7 +69,7 @@ def test_distances_scores_and_maps_with_the_whole_bank(inputs, name, engine):
 
 def test_the_two_widths_of_the_ensembles(inputs):
     for split, features in zip(("train", "test"), inputs, strict=True):
-        vectors, _ = Original(384, 1024)(levels(features, torch.float64))
+        vectors = Original(384, 1024)(levels(features, torch.float64)).vectors
         check(vectors.flatten(0, 1), GOLDEN["embeddings"]["1024_then_384"][split], 0.0, atol=1e-10)
 
 
@@ -129,5 +129,5 @@ def test_averaged_embedding(dtype, inputs):
     """That of anomalib: averages of 3 x 3 positions, deeper levels brought to the grid bilinearly."""
     embed = embedding.parse("avg_k3_s1_p1", "interpolate")
     for split, features in zip(("train", "test"), inputs, strict=True):
-        vectors, grid = embed(levels(features, dtype))
+        vectors, grid, _ = embed(levels(features, dtype))
         check(vectors.mT.unflatten(2, grid), GOLDEN["averaged"][split], 0.0, 1e-6 if dtype == torch.float32 else 1e-10)

@@ -40,21 +40,22 @@ OTHER = {"patchcore": {
     "embedding": ("max_k3_s1_p1", {}), "join": ("interpolate", {"layers": (1, 2)}), "bank": (30, {}),
     "coreset": ("random", {}), "projection": (4, {}), "search": ("faiss", {}), "distance": ("l2_squared", {}),
     "score": ("reweighted", {}), "neighbours": (3, {"score": "reweighted"}), "search_threads": (1, {}),
-    "memory_limit_gb": (3.0, {})},
+    "memory_limit_gb": (3.0, {}), "tiles": ((2, 1), {})},
     "spade": {
     "seed": (1, {}), "backbone": ("resnet34", {}), "layers": ((1, 2), {"pooled": 1}), "pooled": (2, {}),
     "weights": (None, {}), **ENGINE, "k": (3, {}), "kappa": (2, {}), "distance": ("l2", {}),
     "embedding": ("avg_k3_s1_p1", {}), "join": ("interpolate", {"layers": (1, 2)}), "search": ("faiss", {}),
-    "search_threads": (1, {})},
+    "search_threads": (1, {}), "tiles": ((2, 1), {})},
     "padim": {
     "seed": (1, {}), "backbone": ("resnet34", {}), "layers": ((2,), {}), "weights": (None, {}), **ENGINE,
     "embedding": ("avg_k3_s2_p1", {}), "join": ("interpolate", {"layers": (1, 2)}), "channels": (9, {}),
-    "eps": (0.1, {}), "sigma": (0.0, {}), "memory_limit_gb": (3.0, {})},
+    "eps": (0.1, {}), "sigma": (0.0, {}), "memory_limit_gb": (3.0, {}), "tiles": ((2, 1), {})},
     "simplenet": {
     "seed": (1, {}), "backbone": ("resnet34", {}), "layers": ((2,), {}), "weights": (None, {}), **ENGINE,
     "embedding": ("avg_k3_s2_p1", {}), "join": ("interpolate", {"layers": (1, 2)}), **TRAINING, "hidden": (8, {}),
     "noise": (0.1, {}), "margin": (0.3, {}), "epochs": (3, {}), "passes": (5, {}), "batch": (3, {}),
-    "adaptor_rate": (1e-2, {}), "discriminator_rate": (1e-3, {}), "batch_norm": ("running", {})},
+    "adaptor_rate": (1e-2, {}), "discriminator_rate": (1e-3, {}), "batch_norm": ("running", {}),
+    "tiles": ((2, 1), {})},
     "uninformed_students": {
     "seed": (1, {}), "backbone": ("resnet34", {}), "layers": ((2,), {}), "weights": (None, {}), "engine": ("eager", {}),
     **TRAINING, "patch_sizes": ((17,), {}), "channels": (8, {}), "stride": (8, {}), "source": ("procedural", {}),
@@ -66,7 +67,7 @@ OTHER = {"patchcore": {
     "steps": (3, {}), "penalty": ("procedural", {}), "held_out": (0.4, {}), "hard": (0.9, {}), "low": (0.5, {}),
     "high": (0.9999, {}), "rate": (1e-2, {}), "decay": (10.0, {})}}
 CASES = [(name, parameter) for name, others in OTHER.items() for parameter in others
-         if parameter not in ("weights", "torch_device")
+         if parameter not in ("weights", "torch_device", "tiles")       # of 64 pixels a tile sees all: see test_shapes
          and not (parameter == "engine" and others["engine"][0] == "eager")]
 
 
@@ -341,7 +342,7 @@ def test_pictures_of_another_size_are_refused(name, tmp_path):
         for height, width in ((96, 64), (32, 32), (64, 128)):
             other = torch.zeros(1, 3, height, width)
             for call in (one.predict, next(iter(one.stages.values())), functools.partial(walked, one)):
-                with pytest.raises(ThesisError, match=f"^images of {height}x{width} pixels: this {name} was fitted on "
+                with pytest.raises(ThesisError, match=f"^images of {width}x{height} pixels: this {name} was fitted on "
                                                       "64x64; .*preprocess_") as caught:
                     call(other)
                 assert "\n" not in str(caught.value)
@@ -375,7 +376,7 @@ def test_sides_may_differ_and_are_not_mixed_up(tmp_path):
     wide = torch.randn(3, 3, 64, 96, generator=torch.Generator().manual_seed(0))
     loaded = PatchCore.load(make("patchcore").fit([wide]).save(tmp_path / "wide.safetensors"))
     assert loaded.image_size_ == (64, 96) and loaded.predict(wide).map.shape == (3, 16, 24)
-    with pytest.raises(ThesisError, match="images of 96x64 pixels: this patchcore was fitted on 64x96"):
+    with pytest.raises(ThesisError, match="images of 64x96 pixels: this patchcore was fitted on 96x64"):
         loaded.predict(wide.mT)
 
 

@@ -57,7 +57,7 @@ def test_autoencoder_of_the_paper_resizes_as_the_paper_does():
 
 @pytest.mark.parametrize("shape", [(1, 3, 72, 72), (1, 3, 64, 96), (1, 3, 32, 32)])
 def test_sides_that_cannot_be_halved_are_refused(shape):
-    with pytest.raises(ValueError, match=f"images of {shape[2]}x{shape[3]} pixels: the autoencoder needs squares"):
+    with pytest.raises(ValueError, match=f"images of {shape[3]}x{shape[2]} pixels: the autoencoder needs squares"):
         autoencoder.check(torch.zeros(shape))
 
 

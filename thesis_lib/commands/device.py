@@ -104,7 +104,7 @@ def _detect(args: argparse.Namespace) -> int:
         print(f"{detected.score:.4f}  {'anomalous' if detected.score > threshold else 'OK':<9}  {shown}{file}")
         if args.maps:
             try:
-                run.save_map(detected, threshold, bundle.preprocess.side, file, bundle.floor(args.engine))
+                run.save_map(detected, threshold, bundle.preprocess.shape, file, bundle.floor(args.engine))
             except OSError as error:
                 print(f"thesis: {run.map_of(file)}: {error.strerror}; the map is not written", file=sys.stderr)
                 failed += 1

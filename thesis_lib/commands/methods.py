@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 from thesis_lib.commands import device, exit_codes
 from thesis_lib.core import results
 from thesis_lib.core.errors import ThesisError
-from thesis_lib.core.preprocess import DataError, Preprocess
+from thesis_lib.core.preprocess import DataError, Preprocess, in_pixels
 
 if TYPE_CHECKING:       # a device has no torch, and no command line should wait for it that does without
     from thesis_lib.data.folders import Category
     from thesis_lib.methods.base import Detector
 
+PAIR = tuple[int, int]          # of a size, where other tuples are lists
 Field = dataclasses.Field[Any]
 Measure = Callable[["Detector", "Category", Preprocess], dict[str, Any]]       # prints, and gives what --json prints
 
@@ -103,6 +104,9 @@ def converter(annotation: Any) -> Callable[[str], object]:
             return None
         for option in options:
             try:
+                if option == PAIR:
+                    width, height = map(int, text.split("x"))       # ValueError for more or fewer, too
+                    return width, height
                 if typing.get_origin(option) is tuple:
                     return tuple(int(part) for part in text.split(","))
                 if option is not types.NoneType:
@@ -128,6 +132,8 @@ def share(text: str) -> float:
 
 def _in_words(annotation: Any) -> str:
     """What to type for a value of this type."""
+    if annotation == PAIR:
+        return "two numbers such as 256x640"
     if typing.get_origin(annotation) is tuple:
         return "numbers such as 2,3"
     return "none" if annotation is types.NoneType else annotation.__name__
@@ -200,7 +206,7 @@ def _evaluate(args: argparse.Namespace) -> int:
             print(f"{category.name}: pixel AUROC {summary['pixel_auroc']:.1f} %, PRO {summary['pro']:.1f} %")
         else:
             print(f"{category.name}: pixel AUROC and PRO n/a, "
-                  + (f"no mask has a pixel at {preprocess.side}x{preprocess.side}" if category.has_masks
+                  + (f"no mask has a pixel at {in_pixels(preprocess.shape)}" if category.has_masks
                      else "not every anomalous picture has a mask"))
         if args.pictures:
             row = stage_times.measure_time(detector, category, preprocess, pictures=args.pictures, force=args.force)

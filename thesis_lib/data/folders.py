@@ -6,6 +6,7 @@ The name or path of a folder goes in, a `Category` of samples comes out. Masks a
 import hashlib
 import logging
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,9 +24,12 @@ from thesis_lib.core.preprocess import (
     Sample,
     depth,
     hidden,
+    in_pixels,
     maximum,
     pictures_in,
     read_rgb,
+    rectangle,
+    size_of,
 )
 from thesis_lib.data.pictures import evenly
 
@@ -37,6 +41,7 @@ GOOD = {"good", "goods", "goodparts", "ok", "okay", "okparts", "gut", "gutteile"
         "passed", "fine", "clean", "intact", "healthy", "perfect", "flawless", "conform", "bon", "buono", "goed",
         "nodefect", "nodefects", "defectfree", "nondefective", "notdefective", "undefective", "anomalyfree",
         "nonanomalous", "notanomalous"}
+SQUEEZED = 4 / 3        # factor by which a resize may change the aspect of a picture without a word
 log = logging.getLogger("thesis_lib")
 
 
@@ -200,6 +205,7 @@ def _examined(category: Category) -> tuple[list[str], dict[str, str]]:
     """What is wrong with the pictures and masks themselves, a line for each; and what they are, for a row."""
     problems, notes, pages, profiles, highest = [], [], 0, 0, 0
     bits: set[int] = set()
+    sizes: list[tuple[int, int]] = []
     facts: dict[str, str] = {}
     try:
         category.fingerprint  # noqa: B018  (raises on a copy)
@@ -208,6 +214,7 @@ def _examined(category: Category) -> tuple[list[str], dict[str, str]]:
         for sample in category.train + category.test:
             read_rgb(sample.path, preprocess.levels)
             preprocess.mask(sample)
+            sizes.append(size_of(sample.path))
             found = depth(sample.path)
             bits.add(found.bits)
             pages, profiles = pages + (found.pages > 1), profiles + found.profile
@@ -223,8 +230,30 @@ def _examined(category: Category) -> tuple[list[str], dict[str, str]]:
         notes.append(f"files of several pages, of which the first is read: {pages}")
     if profiles:
         notes.append(f"pictures with a colour profile, which is not applied: {profiles}")
+    if squeezed := squeezing(sizes):
+        notes.append(squeezed)
     shown = ", ".join(map(str, sorted(bits)))
     return problems, facts | {"bits": shown, "maximum": str(highest or ""), "notes": "; ".join(notes)}
+
+
+def squeezing(sizes: Sequence[tuple[int, int]]) -> str:
+    """A warning where a square changes the aspect of pictures of these widths and heights by more than a third, with
+    what keeps it; else nothing.
+
+    >>> squeezing([(500, 1260)] * 3)
+    'pictures of 500x1260: a square changes their aspect by a factor of 2.5; --image-size 256x640 keeps it'
+    """
+    ordered = sorted(sizes, key=lambda size: size[0] / size[1])
+    factors = [max(width / height, height / width) for width, height in ordered]
+    if not sizes or max(factors) <= SQUEEZED:
+        return ""
+    (width, height), (narrow, high), (wide, low) = ordered[len(ordered) // 2], ordered[0], ordered[-1]
+    if (wide / low) / (narrow / high) > SQUEEZED:       # one rectangle would squeeze some of them as much
+        return (f"pictures of several shapes, {narrow}x{high} to {wide}x{low}: a square changes their aspect by a "
+                f"factor of up to {max(factors):.1f}; --resize pad keeps it")
+    fitting = in_pixels(Preprocess(image_size=rectangle(width, height)).shape)
+    return (f"pictures of {width}x{height}: a square changes their aspect by a factor of {max(factors):.1f}; "
+            f"--image-size {fitting} keeps it")
 
 
 def _needs_good(folder: Path, good_name: str, alone: bool = True) -> None:

@@ -13,6 +13,8 @@
 The score is the maximum of the map; EfficientAD's then gets the rim that its networks cut off, from the nearest values.
 A difference of scores is told as a share of the score, or of the threshold where that is larger, both above the
 engine's `floor`: 0 of a distance; other maps have no zero, so it is the median of those that decided the threshold.
+Where not all of a picture counts (`Preprocess.masked`), a part gets as its last array which positions do, and hands it
+on; the map is -inf elsewhere.
 Letters: H, W sides of a picture, P = h*w patches, D embedding, M bank rows.
 """
 
@@ -29,9 +31,11 @@ from thesis_lib.core import files
 from thesis_lib.core.errors import ThesisError
 from thesis_lib.core.nearest import check_finite, nearest
 from thesis_lib.core.onnx_session import session
-from thesis_lib.core.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from thesis_lib.core.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess, at_centres
+from thesis_lib.core.tiles import stitched
 
-FORMAT = 2              # 1 had PatchCore only, and no stages
+FORMAT = 3              # 1 had PatchCore only, and no stages; 2 no regions and tiles
+READ = (2, 3)
 ENGINES = {"float": "fast", "int8": "int8"}         # of a bundle -> as the library calls it
 Arrays = list[np.ndarray]                           # what one part of a bundle gives the next
 Stages = Mapping[str, Callable[[Any], Any]]
@@ -48,7 +52,7 @@ class Detection:
     """What was found in one picture."""
 
     score: float
-    map: np.ndarray             # (h, w)
+    map: np.ndarray             # (h, w), -inf where nothing counts
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,9 @@ class Bundle:
             raise BundleError(f"{folder}: not a bundle, holds no {FACTS}; needs a folder that `thesis export` wrote")
         listed = _verify(folder)
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-        if facts["format"] != FORMAT:
-            raise BundleError(f"{folder / FACTS}: format {facts['format']}, this version reads {FORMAT}; "
+        if facts["format"] not in READ:
+            raise BundleError(f"{folder / FACTS}: format {facts['format']}, this version reads "
+                              f"{' and '.join(map(str, READ))}; "
                               f"install thesis-lib {facts['library']}, which wrote it, or export it anew")
         parts = [f"{engine}/{part}" for engine in ENGINES for part in facts["stages"].values()]
         for name in (FACTS, *facts["pictures"], *parts):
@@ -107,20 +112,23 @@ class Bundle:
         return self.facts["engines"][engine]["floor"]
 
     def image(self, file: Path) -> np.ndarray:
-        """(1, 3, H, W) float32."""
+        """(1, 3, H, W) float32, or (1, 4, H, W), see `Preprocess.array`."""
         return self.preprocess.array(file)[None]
 
     def stages(self, engine: str, threads: int) -> Stages:
-        """Name -> callable, from (1, 3, H, W) to Detection; opens the networks anew."""
+        """Name -> callable, from what `image` gives to Detection; opens the networks anew."""
         parts = {stage: self._part(self.folder / engine / file, threads)
                  for stage, file in self.facts["stages"].items()}
         locate = parts.pop("score", None)           # EfficientAD makes its map in this stage, the others before
         grid, rim = self.facts["grid"], self.facts["rim"]
 
         def score(outputs: Arrays) -> Detection:
-            (heat,) = locate(outputs) if locate else outputs
-            check_finite("the anomaly map", heat[None])
-            return Detection(float(heat.max()), np.pad(heat.reshape(grid), rim, mode="edge"))
+            heat, *inside = locate(outputs) if locate else outputs
+            heat = heat.reshape(grid)
+            for counted in inside:
+                heat = np.where(counted, heat, -np.inf).astype(heat.dtype)
+            check_finite("the anomaly map", heat[heat > -np.inf][None])
+            return Detection(float(heat.max()), np.pad(heat, rim, mode="edge"))
 
         return parts | {"score": score}
 
@@ -130,20 +138,39 @@ class Bundle:
             bank = np.load(file, allow_pickle=False)
             rooted = self.facts["distance"] == "l2"
 
-            def search(patches: Arrays) -> Arrays:
-                squared, _ = nearest(patches[0][0], bank)                                   # (1, P, D) -> (P, 1)
-                return [np.sqrt(squared[:, 0]) if rooted else squared[:, 0]]
+            def search(given: Arrays) -> Arrays:
+                (patches,), *inside = given                                                 # (P, D)
+                counted = inside[0].ravel() if inside else slice(None)
+                squared, _ = nearest(patches[counted], bank)                                # (n, 1)
+                distances = np.full(len(patches), -np.inf, squared.dtype)
+                distances[counted] = np.sqrt(squared[:, 0]) if rooted else squared[:, 0]
+                return [distances, *inside]
 
             return search
 
         network = session(file.read_bytes(), threads)
-        names = [entry.name for entry in network.get_inputs()]
+        names, tiles = [entry.name for entry in network.get_inputs()], self.facts.get("tiles")
 
         def run(given: np.ndarray | Arrays) -> Arrays:
-            arrays = given if isinstance(given, list) else [given]
-            return network.run(None, dict(zip(names, arrays, strict=True)))
+            arrays = given if isinstance(given, list) else self._opened(given)
+            taken, handed_on = arrays[:len(names)], arrays[len(names):]
+            if tiles and not isinstance(given, list):           # only the network sees a picture
+                found = stitched(lambda tile: network.run(None, {names[0]: np.ascontiguousarray(tile)}), taken[0],
+                                 tuple(tiles), self.facts["strides"], np.concatenate)
+            else:
+                found = network.run(None, dict(zip(names, taken, strict=True)))
+            return found + handed_on
 
         return run
+
+    def _opened(self, image: np.ndarray) -> Arrays:
+        """The colours (1, 3, H, W); and where not all of them count, which positions (h, w) of the map do."""
+        if not self.preprocess.masked:
+            return [image]
+        inside = at_centres(image[0, 3], tuple(self.facts["grid"])) > 0
+        if not inside.any():
+            raise ThesisError("no position of its map lies inside; needs a larger picture")
+        return [image[:, :3], inside]
 
     def difference(self, engine: str, threads: int) -> float:
         """Largest difference between the scores here and those expected, as a share."""

@@ -31,7 +31,7 @@ from thesis_lib.methods.simplenet import SimpleNet
 from thesis_lib.networks import backbones, engines, quantize
 from thesis_lib.networks.maps import Extracted, Stored
 from thesis_lib.networks.pdn import RIM
-from thesis_lib.patches.embedding import Patches
+from thesis_lib.patches.embedding import OUTSIDE, Patches
 
 PICTURES = 10           # with expected scores
 KNOWN = PatchCore, SimpleNet, EfficientAD           # methods that have a bundle
@@ -83,6 +83,9 @@ def export(detector: Detector, category: Category, preprocess: Preprocess, folde
             "score": "max", "pictures": names, "engines": {}}
         if isinstance(detector, PatchCore):
             facts["distance"] = detector.distance
+        if tiles := getattr(detector, "tiles", None):
+            _, strides = backbones.shapes(detector.backbone, detector.levels)
+            facts |= {"tiles": tiles, "strides": [strides[level] for level in detector.levels]}
         for name, made in make(detector, category.train, preprocess, batch_size, images[0], planned):
             (work / name).mkdir()
             subject = scores.subject(_as_measured(detector, bundle.ENGINES[name]), category, preprocess,
@@ -122,7 +125,7 @@ def _check(detector: Detector, category: Category, preprocess: Preprocess, folde
     if folder.exists():
         raise ExportError(f"{folder}: is there already; remove it, or write to another folder")
     engines.check_packages("int8")
-    crossfit.check(detector, category.train, preprocess.side, planned)
+    crossfit.check(detector, category.train, preprocess, planned)
     return _networks if isinstance(detector, EfficientAD) else _patches
 
 
@@ -155,6 +158,7 @@ def _patches(detector: PatchCore | SimpleNet, samples: Sequence[Sample], preproc
              example: torch.Tensor, planned: crossfit.Plan) -> Iterator[tuple[str, Made]]:
     """Network and embedding, then a bank or a discriminator; for each engine the network sees the pictures once."""
     eager = cast(backbones.Backbone, replace(detector, engine="eager").network(detector.levels, ()))
+    example = example[:, :3]                            # the shapes of what is converted: whatever counts of it
     _check_embedding(detector.embedding, eager(example))
     model = engines.export(eager)
     network: backbones.Backbone | engines.Exported = eager
@@ -164,7 +168,7 @@ def _patches(detector: PatchCore | SimpleNet, samples: Sequence[Sample], preproc
             # Seven bits, whatever this processor has: the bundle may be read by one that needs them.
             calibration = Pictures(samples, preprocess, batch_size).evenly(detector.calibration)
             model = quantize.qdq(model, calibration, reduce_range=True)
-            network = engines.Exported(eager.name, eager.layers, eager.weights, model)
+            network = engines.Exported(eager.name, eager.layers, eager.weights, model).tiled(detector.tiles)
             detector = replace(detector, engine="int8")
         # 2. Scores of pictures that were not learned from, for the threshold, and the detector itself.
         kept, otherwise, floor = Stored(Extracted(network, Pictures(samples, preprocess, batch_size))), None, 0.0
@@ -250,13 +254,16 @@ def _check_embedding(name: str, maps: dict[int, torch.Tensor]) -> None:
 
 
 def _copies(category: Category, preprocess: Preprocess, work: Path) -> list[str]:
-    """Copies of ten test pictures, or of training ones where there are none, no larger than they are resized to."""
+    """Copies of ten test pictures, or of training ones where there are none, no larger than they are resized to; whole
+    where a region of interest is for their size.
+    """
     samples: Sequence[Sample] = category.subset(test=PICTURES).test or evenly(category.train, PICTURES)
     (work / "pictures").mkdir()
     names = []
     for number, sample in enumerate(samples):
         picture = read_rgb(sample.path, preprocess.levels)
-        picture.thumbnail((preprocess.image_size, preprocess.image_size))
+        if preprocess.roi is None:              # which is in pixels of the original
+            picture.thumbnail(preprocess.resized)
         names.append(f"pictures/{number:02d}_{sample.defect}.png")
         picture.save(work / names[-1])
     return names
@@ -264,9 +271,10 @@ def _copies(category: Category, preprocess: Preprocess, work: Path) -> list[str]
 
 def _median(predicted: Sequence[Prediction], rim: int = 0) -> float:
     """Of the maps without their rim: what a map that has no zero shows where nothing is."""
-    maps = [prediction.map for prediction in predicted]
-    height, width = maps[0].shape[-2:]
-    return torch.cat([heat[:, rim:height - rim, rim:width - rim] for heat in maps]).median().item()
+    maps = torch.cat([prediction.map for prediction in predicted])
+    height, width = maps.shape[-2:]
+    inner = maps[:, rim:height - rim, rim:width - rim]
+    return inner[inner > OUTSIDE].median().item()
 
 
 class _Stage(torch.nn.Module):

@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 from thesis_lib.core import files, identity, results, stamp, timing
 from thesis_lib.core.errors import ThesisError
 from thesis_lib.core.files import replaced
-from thesis_lib.core.preprocess import MAPS, SUFFIXES, DataError, pictures_in
+from thesis_lib.core.preprocess import MAPS, SUFFIXES, DataError, Size, height_width, pictures_in
 from thesis_lib.core.threads import usable_cpus
 from thesis_lib.device.bundle import FACTS, Bundle, BundleError, Detection, predict
 
@@ -99,13 +99,15 @@ def detect(bundle: Bundle, files: Sequence[Path], *, engine: str = "float",
                 yield file, DataError(f"{file}: {error}")
 
 
-def save_map(detection: Detection, threshold: float, side: int, picture: Path, floor: float = 0.0) -> Path:
-    """Grey PNG of side x side pixels as the network saw them, interpolated; floor is 0, the threshold the middle, 128.
+def save_map(detection: Detection, threshold: float, size: Size, picture: Path, floor: float = 0.0) -> Path:
+    """Grey PNG of the size that the network saw, interpolated; floor is 0, the threshold the middle, 128.
 
     It goes into a folder of its own beside the picture, which nothing reads pictures from.
     """
     file = map_of(picture)
-    full = Image.fromarray(detection.map.astype(np.float32)).resize((side, side), Image.Resampling.BILINEAR)
+    height, width = height_width(size)
+    heat = np.where(np.isneginf(detection.map), floor, detection.map).astype(np.float32)
+    full = Image.fromarray(heat).resize((width, height), Image.Resampling.BILINEAR)
     grey = np.clip((np.asarray(full) - floor) / (threshold - floor) * 128, 0, 255).round().astype(np.uint8)
     with replaced(file) as partial:
         Image.fromarray(grey).save(partial, format="PNG")

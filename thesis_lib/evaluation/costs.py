@@ -14,6 +14,7 @@ from scipy.optimize import least_squares
 from torch import nn
 
 from thesis_lib.core.errors import ThesisError
+from thesis_lib.core.preprocess import Size, height_width
 from thesis_lib.networks import backbones
 from thesis_lib.networks.weightfiles import torchvision
 
@@ -40,8 +41,8 @@ class Rates:
         return 1e3 * (work.macs / self.macs_per_s + work.bytes / self.bytes_per_s)
 
 
-def count(network: nn.Module, side: int) -> Work:
-    """Of all convolutions and linear layers of a network on one picture of side x side pixels; nothing is computed."""
+def count(network: nn.Module, size: Size) -> Work:
+    """Of all convolutions and linear layers of a network on one picture of this size; nothing is computed."""
     works = []
 
     def note(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
@@ -54,23 +55,23 @@ def count(network: nn.Module, side: int) -> Work:
              if isinstance(module, (nn.Conv2d, nn.Linear))]
     try:
         with torch.no_grad():
-            network(torch.empty(1, 3, side, side, device="meta"))
+            network(torch.empty(1, 3, *height_width(size), device="meta"))
     finally:
         for hook in hooks:
             hook.remove()
     return sum(works[1:], works[0])
 
 
-def whole(name: str, side: int = 224) -> Work:
+def whole(name: str, size: Size = 224) -> Work:
     """A whole torchvision network, as Table 2.4 of the thesis times it."""
     with torch.device("meta"):
-        return count(torchvision().models.get_model(name, weights=None).eval(), side)
+        return count(torchvision().models.get_model(name, weights=None).eval(), size)
 
 
-def cut(name: str, layers: Sequence[int], side: int, tap: str = "output") -> Work:
+def cut(name: str, layers: Sequence[int], size: Size, tap: str = "output") -> Work:
     """A backbone up to its deepest level."""
     with torch.device("meta"):
-        return count(backbones.load(name, tuple(layers), "random", tap=tap), side)
+        return count(backbones.load(name, tuple(layers), "random", tap=tap), size)
 
 
 def search(positions: int, rows: int, dim: int) -> Work:

@@ -87,14 +87,14 @@ def other(order: str) -> str:
     return "shuffled" if order == "blocks" else "blocks"
 
 
-def check(detector: Detector, samples: Sequence[Sample], side: int, planned: Plan) -> None:
+def check(detector: Detector, samples: Sequence[Sample], preprocess: Preprocess, planned: Plan) -> None:
     """ThesisError for what the pictures that are left to learn from cannot give the parameters of the detector."""
     count = len(samples)
-    detector.check_pictures(count if planned.learned == tuple(range(count)) else len(planned.learned), side)
+    detector.check_training(count if planned.learned == tuple(range(count)) else len(planned.learned), preprocess)
     if planned.folds:
         left = count - max(map(len, planned.folds))
         try:
-            detector.check_pictures(left, side)
+            detector.check_training(left, preprocess)
         except ThesisError as error:
             raise ThesisError(f"{left} of {count} training pictures, from which one fold after the other is scored, "
                               f"are too few: {error}") from None
@@ -151,7 +151,7 @@ def promise(detector: Detector, category: Category, preprocess: Preprocess, *, f
     preprocess = preprocess.decided(category.train)
     planned = plan(detector, category.train, order)
     check_asked(category, planned, detector, false_alarms, recall)
-    check(detector, category.train, preprocess.side, planned)
+    check(detector, category.train, preprocess, planned)
     if planned.folds:
         images = Pictures(category.train, preprocess, batch_size)
         network = detector.network(detector.levels, images)
@@ -203,10 +203,9 @@ class Part(Stored):
             yield images[rows]
 
     def batches(self, layers: Iterable[int]) -> Iterator[Features]:
-        """{level: (b, C, h, w)} of these pictures, in the order of all."""
-        layers = tuple(layers)
+        """{level: (b, C, h, w)} of these pictures, in the order of all, with what of them counts."""
         for rows, features in self._chosen(self.maps.batches(layers)):
-            yield {level: features[level][rows] for level in layers}
+            yield {level: values[rows] for level, values in features.items()}
 
     def _chosen(self, batches: Iterable[Any]) -> Iterator[tuple[list[int], Any]]:
         """Each batch that holds some of the pictures, and the rows in which it does."""

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
+from thesis_lib.core.preprocess import Size, height_width
 from thesis_lib.evaluation import costs
 from thesis_lib.evaluation.thesis import STAGES
 from thesis_lib.methods.patchcore import PatchCore
@@ -38,22 +39,22 @@ def machine(seconds: float = 1.0) -> Machine:
                    2 * COPIED / _best(lambda: target.copy_(source), seconds), torch.get_num_threads())
 
 
-def network_macs(name: str, layers: tuple[int, ...], side: int, tap: str = "output") -> int:
-    """Multiply-accumulates of the network up to its deepest level, for one picture of side x side pixels."""
-    return costs.cut(name, layers, side, tap).macs
+def network_macs(name: str, layers: tuple[int, ...], size: Size, tap: str = "output") -> int:
+    """Multiply-accumulates of the network up to its deepest level, for one picture of this size."""
+    return costs.cut(name, layers, size, tap).macs
 
 
-def stage_work(detector: PatchCore, side: int) -> Mapping[str, tuple[int, int]]:
+def stage_work(detector: PatchCore, size: Size) -> Mapping[str, tuple[int, int]]:
     """Stage -> (multiply-accumulates, bytes that must be moved) for one picture; the detector is fitted.
 
     Bytes: each input is read once and each output written once; weights and memory bank are among the inputs.
     """
-    image = torch.zeros(1, 3, side, side)
+    image = torch.zeros(1, 3, *height_width(size))
     features = detector.stages["extraction"](image)
     patches = detector.stages["embedding"](features).vectors                          # (1, P, D)
     maps = sum(x.numel() for x in features.values())                                  # numbers of all feature maps
     (rows, dim), places = detector.bank_.shape, patches.shape[1]                      # M, D and P
-    macs = {"extraction": network_macs(detector.backbone, detector.levels, side, detector.tap), "embedding": 0,
+    macs = {"extraction": network_macs(detector.backbone, detector.levels, size, detector.tap), "embedding": 0,
             "search": places * rows * dim, "score": 0}
     numbers = {"embedding": maps + patches.numel(), "search": patches.numel() + rows * dim + 2 * places,
                "score": places}

@@ -62,20 +62,20 @@ def auroc_difference(labels: ArrayLike, scores: ArrayLike, baseline: ArrayLike, 
     return float(weights @ [image_auroc(labels, row) for row in both]), low, high
 
 
-def pixel_auroc(masks: np.ndarray, maps: np.ndarray) -> float:
-    """AUROC over all pixels; masks (n, H, W) bool, maps (n, H, W) float."""
-    fewest, most, count = _false_alarms(masks, maps)
+def pixel_auroc(masks: np.ndarray, maps: np.ndarray, inside: np.ndarray | None = None) -> float:
+    """AUROC over all pixels, or those inside; masks and inside (n, H, W) bool, maps (n, H, W) float."""
+    fewest, most, count = _false_alarms(masks, maps, inside)
     return 1 - int((fewest + most).sum()) / (2 * len(fewest) * count)       # integers up to here: exact
 
 
-def pro(masks: np.ndarray, maps: np.ndarray, *, limit: float = 0.3) -> float:
+def pro(masks: np.ndarray, maps: np.ndarray, inside: np.ndarray | None = None, *, limit: float = 0.3) -> float:
     """Per-region overlap, averaged over false positive rates up to `limit` and divided by it (Bergmann et al. 2021).
 
     Each connected defect region weighs the same, whatever its size, so every defect pixel weighs one over the size of
     its region. The area is the sum of what each pixel adds from the false positive rate on at which it is found; no
-    threshold is sampled.
+    threshold is sampled. Only pixels inside count, where that is given; masks lie inside.
     """
-    fewest, most, count = _false_alarms(masks, maps)
+    fewest, most, count = _false_alarms(masks, maps, inside)
     # 1. False positive rates between which a defect pixel is found: from `first` to `last`, where nominal pixels tie
     #    with it, the curve rises along a line.
     first, last = fewest / count, most / count
@@ -102,13 +102,15 @@ def pointing(masks: np.ndarray, maps: np.ndarray) -> np.ndarray:
     return ~(highest & ~np.asarray(masks, dtype=bool)).any(axis=(1, 2))
 
 
-def _false_alarms(masks: np.ndarray, maps: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+def _false_alarms(masks: np.ndarray, maps: np.ndarray,
+                  inside: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, int]:
     """For each defect pixel, in the order of masks[masks], the nominal pixels that score higher than it and those that
     score at least as high, both (d,); and how many nominal pixels there are.
     """
     masks, maps = np.asarray(masks, dtype=bool), np.asarray(maps)
-    _checked(masks.ravel(), maps.ravel(), None)
-    nominal, scores = np.sort(maps[~masks]), maps[masks]
+    counted = np.ones_like(masks) if inside is None else np.asarray(inside, dtype=bool)
+    _checked(masks[counted], maps[counted], None)
+    nominal, scores = np.sort(maps[counted & ~masks]), maps[masks]
     order = np.argsort(scores)                          # looked up in turn, the places stay in the cache
     fewest, most = np.empty((2, len(scores)), dtype=np.int64)
     fewest[order] = len(nominal) - np.searchsorted(nominal, scores[order], "right")

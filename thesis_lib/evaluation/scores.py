@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 
 from thesis_lib.core import identity, memory, results
 from thesis_lib.core.errors import ThesisError
-from thesis_lib.core.preprocess import Preprocess
+from thesis_lib.core.preprocess import Preprocess, in_pixels, size_of
 from thesis_lib.core.progress import track
 from thesis_lib.data.folders import Category
 from thesis_lib.data.pictures import Pictures
@@ -87,7 +87,7 @@ def evaluate_many(detectors: Mapping[str, Detector], category: Category, preproc
         # One class only, or more asked of the training pictures than there is: said before the work.
         metrics.image_auroc(category.labels, np.zeros(len(category.test)))
         for name in dict.fromkeys(name for name, _ in missing):
-            detectors[name].check_pictures(len(category.train), preprocess.side)
+            detectors[name].check_training(len(category.train), preprocess)
     for groups in by_network(detectors, missing):
         peak = memory.Peak() if sum(map(len, groups)) == 1 else None
         for key, values in _measure(detectors, groups, category, preprocess, batch_size, masks):
@@ -143,6 +143,9 @@ def _measure(detectors: Mapping[str, Detector], groups: Groups, category: Catego
     network, (train, test) = extract(detectors, groups, Pictures(category.train, preprocess, batch_size),
                                      Pictures(category.test, preprocess, batch_size))
     names = [f"{sample.defect}/{sample.path.name}" for sample in category.test]
+    inside = None                               # (n, H, W) where pixels count and not all of them do
+    if masks is not None and preprocess.masked:
+        inside = np.stack([preprocess.inside(size_of(sample.path)) for sample in category.test])
     counts = {"n_train": len(category.train), "n_test_good": int((category.labels == 0).sum()),
               "n_test_defective": int(category.labels.sum())}
     for keys in groups:
@@ -156,7 +159,7 @@ def _measure(detectors: Mapping[str, Detector], groups: Groups, category: Catego
         earlier = _score(states, test, False)[0] if states else {}
         # 4. A row of each.
         for key in keys:
-            values = _quality(category.labels, scores[key], names, masks, predictions.get(key), preprocess.side)
+            values = _quality(category.labels, scores[key], names, masks, predictions.get(key), inside)
             values |= counts
             by_step = {step: earlier.get((key, step), scores[key]) for step in _steps(fitted[key])}
             if by_step:
@@ -173,9 +176,9 @@ def _masks(category: Category, preprocess: Preprocess) -> np.ndarray | None:
     masks = np.stack([preprocess.mask(sample) for sample in category.test])
     gone = int((category.labels.astype(bool) & ~masks.any(axis=(1, 2))).sum())
     if gone:
-        log.warning("%s: %d of %d masks have no pixel at %dx%d; there are no pixel metrics without any, else these "
-                    "pictures count as good in them", category.name, gone, category.labels.sum(), preprocess.side,
-                    preprocess.side)
+        log.warning("%s: %d of %d masks have no pixel at %s; there are no pixel metrics without any, else these "
+                    "pictures count as good in them", category.name, gone, category.labels.sum(),
+                    in_pixels(preprocess.shape))
     return masks if masks.any() else None
 
 
@@ -264,12 +267,13 @@ def _training(detector: "Trained", scores: Mapping[int, np.ndarray], labels: np.
 
 
 def _quality(labels: np.ndarray, scores: np.ndarray, names: Sequence[str], masks: np.ndarray | None,
-             predictions: Sequence[Prediction] | None, side: int) -> dict[str, Any]:
+             predictions: Sequence[Prediction] | None, inside: np.ndarray | None) -> dict[str, Any]:
     """AUROC with its interval, NaN where there is none; pixel AUROC and PRO where there are masks, else None."""
     auroc = metrics.image_auroc(labels, scores, names)          # first: its error names the pictures
     low, high = metrics.auroc_interval(labels, scores)
     values = {"image_auroc": auroc, "image_auroc_low": low, "image_auroc_high": high, "pixel_auroc": None, "pro": None}
     if masks is not None and predictions is not None:
-        maps = torch.cat([prediction.full_map(side) for prediction in predictions]).numpy()
-        values |= {"pixel_auroc": metrics.pixel_auroc(masks, maps), "pro": metrics.pro(masks, maps)}
+        _, height, width = masks.shape
+        maps = torch.cat([prediction.full_map((height, width)) for prediction in predictions]).numpy()
+        values |= {"pixel_auroc": metrics.pixel_auroc(masks, maps, inside), "pro": metrics.pro(masks, maps, inside)}
     return values

@@ -68,7 +68,7 @@ def measure_times(detectors: Mapping[str, Detector], category: Category, preproc
         images = torch.stack([load_image(path, preprocess) for path in timed]).split(batch_size)
         unfitted = [(name, detectors[name].seed) for name in missing if not _fitted(detectors[name])]
         for name, _ in unfitted:
-            detectors[name].check_pictures(len(category.train), preprocess.side)
+            detectors[name].check_training(len(category.train), preprocess)
         for groups in scores.by_network(detectors, unfitted):
             network, (maps,) = scores.extract(detectors, groups, Pictures(category.train, preprocess))
             for keys in groups:

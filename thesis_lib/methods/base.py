@@ -21,14 +21,15 @@ import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 
 from thesis_lib.core import files, parameters
+from thesis_lib.core import tiles as tiling
 from thesis_lib.core.errors import NotFittedError, ThesisError
 from thesis_lib.core.parameters import parameter
-from thesis_lib.core.preprocess import Preprocess, Sample
+from thesis_lib.core.preprocess import Preprocess, Sample, Size, height_width, in_pixels
 from thesis_lib.data.pictures import Pictures
 from thesis_lib.networks import backbones, engines
 from thesis_lib.networks.maps import Extracted, Stored
 from thesis_lib.networks.torch_setup import check_finite
-from thesis_lib.patches.embedding import Original, Pooled, parse
+from thesis_lib.patches.embedding import OUTSIDE, Embedding, parse
 
 FORMAT = "2"            # of saved detectors; 1 did not know the size of its pictures
 State = dict[str, torch.Tensor]
@@ -45,18 +46,34 @@ class Prediction:
 
     @cached_property
     def map(self) -> torch.Tensor:
-        """(B, h, w) at grid resolution. The thesis times no segmentation, so a method may leave it until now."""
+        """(B, h, w) at grid resolution, OUTSIDE where nothing counts. The thesis times no segmentation, so a method may
+        leave it until now.
+        """
         return self.located() if callable(self.located) else self.located
 
-    def full_map(self, side: int) -> torch.Tensor:
-        """(B, side, side): bilinear, then the Gaussian; what pixel AUROC and PRO are computed from."""
-        full = F.interpolate(self.map[:, None], (side, side), mode="bilinear", align_corners=False)[:, 0]
-        return blur(full, self.sigma)
+    def full_map(self, size: Size) -> torch.Tensor:
+        """(B, H, W) of this size: bilinear, then the Gaussian; what pixel AUROC and PRO are computed from."""
+        def larger(maps: torch.Tensor) -> torch.Tensor:
+            return F.interpolate(maps[:, None], height_width(size), mode="bilinear", align_corners=False)[:, 0]
+
+        return blur(_averaged(larger, self.map), self.sigma)
 
 
 def blur(maps: torch.Tensor, sigma: float) -> torch.Tensor:
     """maps (B, h, w) after a Gaussian of sigma positions within each; 0 changes nothing."""
-    return torch.from_numpy(gaussian_filter(maps.numpy(), (0, sigma, sigma))) if sigma else maps
+    def smooth(maps: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(gaussian_filter(maps.numpy(), (0, sigma, sigma)))
+
+    return _averaged(smooth, maps) if sigma else maps
+
+
+def _averaged(average: Callable[[torch.Tensor], torch.Tensor], maps: torch.Tensor) -> torch.Tensor:
+    """A weighted mean of neighbours, in which what is OUTSIDE has no part; it is OUTSIDE where all neighbours are."""
+    outside = maps.isneginf()
+    if not outside.any():
+        return average(maps)
+    weights = average((~outside).to(maps.dtype))
+    return (average(maps.masked_fill(outside, 0)) / weights).where(weights > 0, OUTSIDE)
 
 
 class _Offered:
@@ -83,6 +100,7 @@ class Detector(_Offered):
     name: ClassVar[str]
     shared: ClassVar[tuple[str, ...]] = ()      # leading stages that do not depend on the seed; the network first
     trunk: ClassVar[str | None] = None          # engine of the network whose maps `gather` takes; None: `engine`
+    in_parts: ClassVar[bool] = False            # whether it takes pictures of which parts do not count
     map_sigma: ClassVar[float] = Prediction.sigma       # pixels; 4 in the references of most, 0 where theirs has none
 
     def __post_init__(self) -> None:
@@ -123,7 +141,7 @@ class Detector(_Offered):
         """Load the network, then `gather_nominal`; of `Pictures` it is checked beforehand what can be."""
         if isinstance(images, Pictures):
             _only_training(images.samples)
-            self.check_pictures(len(images.samples), images.preprocess.side)
+            self.check_training(len(images.samples), images.preprocess)
         self.backbone_ = self.network(self.levels, images)
         return self.gather_nominal(Extracted(self.backbone_, images))
 
@@ -134,15 +152,25 @@ class Detector(_Offered):
         self.image_size_, self.preprocess_ = maps.image_size, maps.preprocess
         return collected
 
-    def check_pictures(self, count: int, side: int) -> None:
-        """ThesisError for what so many training pictures of side x side pixels cannot give these parameters.
+    def check_training(self, count: int, preprocess: Preprocess) -> None:
+        """`check_pictures` for pictures that are prepared so, and ThesisError where parts of them do not count and the
+        method takes only whole ones.
+        """
+        if preprocess.masked and not self.in_parts:
+            what = "resize=pad" if preprocess.resize == "pad" else "roi of a mask picture"
+            raise ThesisError(f"{what}: {self.name} takes whole pictures only; needs neither, or a method that "
+                              "compares patches (patchcore, padim, spade, simplenet)")
+        self.check_pictures(count, preprocess.shape)
+
+    def check_pictures(self, count: int, size: Size) -> None:
+        """ThesisError for what so many training pictures of this size cannot give these parameters.
 
         Whoever is about to read them asks first: the network must not see all of them to say what was known before.
         """
         if count < 1:
             raise ThesisError("fit was given no pictures")
         engines.check_packages(self.engine)
-        backbones.maps(self.backbone, self.levels, side)
+        backbones.maps(self.backbone, self.levels, height_width(size))
 
     @property
     def levels(self) -> tuple[int, ...]:
@@ -171,10 +199,15 @@ class Detector(_Offered):
 
     def check_images(self, images: torch.Tensor) -> None:
         """ThesisError for pictures of another size than those of fit, or with NaN: their scores would mean nothing."""
-        wanted, given = self._learned("image_size_"), tuple(images.shape[-2:])
+        wanted, given = self._learned("image_size_"), (images.shape[-2], images.shape[-1])
         if given != wanted:
-            raise ThesisError(f"images of {given[0]}x{given[1]} pixels: this {self.name} was fitted on "
-                              f"{wanted[0]}x{wanted[1]}; prepare them in the same way (`preprocess_` says how)")
+            raise ThesisError(f"images of {in_pixels(given)} pixels: this {self.name} was fitted on "
+                              f"{in_pixels(wanted)}; prepare them in the same way (`preprocess_` says how)")
+        prepared = vars(self).get("preprocess_")
+        if prepared is not None and prepared.masked != (images.shape[1] == 4):
+            raise ThesisError(f"images of {images.shape[1]} channels: this {self.name} was fitted on pictures "
+                              f"{'with' if prepared.masked else 'without'} a channel that says what of them counts; "
+                              "prepare them in the same way (`preprocess_` says how)")
         check_finite("images", images)
 
     def predict(self, images: torch.Tensor) -> Prediction:
@@ -278,8 +311,9 @@ class Detector(_Offered):
             if detector.backbone_.weights != weights:
                 raise ThesisError(f"{path}: belongs to {weights}, the bundled weights are "
                                   f"{detector.backbone_.weights}; fit and save it again")
+        detector.backbone_ = detector.backbone_.tiled(getattr(detector, "tiles", None))
         detector.restore(learned)
-        detector.card_ = json.loads(header.get("card", "{}"))
+        vars(detector)["card_"] = json.loads(header.get("card", "{}"))
         return detector
 
     def _learned(self, attribute: str) -> Any:
@@ -297,26 +331,48 @@ class PatchDetector(Detector):
     embedding: str = parameter("identity", "identity, original_d1024, avg_k3_s1_p1, max_..., avgmax_... or adaptive_7",
                                features=True)
     join: str = parameter("repeat", "how a deeper level reaches the finest grid: repeat or interpolate", features=True)
+    tiles: tuple[int, int] | None = parameter(
+        None, "columns x rows of tiles, such as 2x2, in which the network sees a picture, one after the other, each "
+        f"with {tiling.OVERLAP} pixels of its neighbours: less memory; or none", features=True, neutral=True)
 
     shared: ClassVar[tuple[str, ...]] = ("extraction", "embedding")
+    in_parts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.embed_of()
+        if self.tiles is None:
+            return
+        if len(self.tiles) != 2 or min(self.tiles) < 1:
+            raise ThesisError(f"tiles={'x'.join(map(str, self.tiles))}: needs columns x rows, each at least 1")
+        if self.tiles == (1, 1):                # the whole picture, by whatever name
+            self.tiles = None
+        elif self.backbone in backbones.PDNS:
+            raise ThesisError(f"tiles={self.tiles[0]}x{self.tiles[1]}, backbone={self.backbone}: it cuts off the rim "
+                              "of what it sees, so tiles do not fit together; needs a ResNet or ConvNeXt")
 
-    def embed_of(self) -> Original | Pooled:
+    def network(self, levels: tuple[int, ...], images: Iterable[torch.Tensor]) -> backbones.Backbone | engines.Exported:
+        return super().network(levels, images).tiled(self.tiles)
+
+    @property
+    def network_by(self) -> tuple:
+        return *super().network_by, self.tiles
+
+    def embed_of(self) -> Embedding:
         """Feature maps {level: (B, C, h, w)} -> Patches, as the parameters say."""
         return parse(self.embedding, self.join)
 
-    def shape(self, side: int) -> tuple[int, int]:
-        """(P, D) of a picture of side x side pixels before there is one; ThesisError where the maps give no patches."""
-        features = backbones.maps(self.backbone, self.levels, side)
+    def shape(self, size: Size) -> tuple[int, int]:
+        """(P, D) of a picture of this size before there is one; ThesisError where the maps give no patches."""
+        features = backbones.maps(self.backbone, self.levels, height_width(size))
         _, places, dim = self.embed_of()({level: features[level] for level in self.layers}).vectors.shape
         return places, dim
 
-    def check_pictures(self, count: int, side: int) -> None:
-        super().check_pictures(count, side)
-        self.shape(side)
+    def check_pictures(self, count: int, size: Size) -> None:
+        super().check_pictures(count, size)
+        self.shape(size)
+        if self.tiles is not None:
+            tiling.check(height_width(size), self.tiles)
 
 
 def _only_training(samples: Iterable[Sample]) -> None:

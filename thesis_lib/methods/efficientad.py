@@ -24,6 +24,7 @@ from torch import nn
 from thesis_lib.core import memory
 from thesis_lib.core.errors import ThesisError
 from thesis_lib.core.parameters import at_least, one_of, parameter, share
+from thesis_lib.core.preprocess import Size, height_width
 from thesis_lib.core.seeds import seed_of
 from thesis_lib.data.pictures import denormalise, evenly, normalise
 from thesis_lib.methods.base import Prediction, Stages, State
@@ -110,11 +111,11 @@ class EfficientAD(Trained):
         maps["combined"] = (maps["local"] + maps["global"]) / 2
         return maps
 
-    def check_pictures(self, count: int, side: int) -> None:
-        super().check_pictures(count, side)
+    def check_pictures(self, count: int, size: Size) -> None:
+        super().check_pictures(count, size)
         if count < 2:
             raise ThesisError(f"{count} training picture: one is held out, so it needs at least 2")
-        autoencoder.check(torch.empty(1, 3, side, side, device="meta"))
+        side = autoencoder.check(torch.empty(1, 3, *height_width(size), device="meta"))
         if self.penalty != "none":
             sources.parse(self.penalty, side, 1)
 

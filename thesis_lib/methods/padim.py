@@ -7,6 +7,7 @@ The thesis' formula has no smoothing: sigma=0.
 Letters: N training pictures, B pictures, P positions, D all channels, d channels kept.
 """
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Self
@@ -17,11 +18,13 @@ import torch
 from thesis_lib.core import memory
 from thesis_lib.core.errors import ThesisError
 from thesis_lib.core.parameters import at_least, parameter
+from thesis_lib.core.preprocess import Size
 from thesis_lib.core.progress import track
 from thesis_lib.methods.base import PatchDetector, Prediction, Stages, State, blur
 from thesis_lib.networks.maps import Extracted, Stored
-from thesis_lib.patches.embedding import Patches
+from thesis_lib.patches.embedding import OUTSIDE, Patches
 
+log = logging.getLogger("thesis_lib")
 PANEL = 32              # rows of the factor kept together: what lies above the diagonal is stored only within them
 WORKSPACE = 0.25        # GB of float64 that one block of positions may take while learning
 
@@ -56,27 +59,31 @@ class PaDiM(PatchDetector):
         factor = self._learned("factor_")
 
         def search(patches: Patches) -> torch.Tensor:
-            return distances(self._deviations(patches), factor).unflatten(1, self.grid_)        # (B, h, w)
+            found = distances(self._deviations(patches), factor)                                # (B, P)
+            return patches.only_inside(found, OUTSIDE).unflatten(1, self.grid_)                 # (B, h, w)
 
         def score(heat: torch.Tensor) -> Prediction:
             return Prediction(blur(heat, self.sigma).flatten(1).amax(dim=1), heat)
 
         return {"extraction": self.extract, "embedding": self.embed_of(), "search": search, "score": score}
 
-    def check_pictures(self, count: int, side: int) -> None:
-        super().check_pictures(count, side)
+    def check_pictures(self, count: int, size: Size) -> None:
+        super().check_pictures(count, size)
         self._check_count(count)
-        self._check(*self.shape(side))
+        self._check(*self.shape(size))
 
     def gather(self, maps: Extracted | Stored) -> np.ndarray:
-        """All channels of all positions (N, P, D) float32, in an unnamed file on disk, whatever the seed keeps."""
+        """All channels of all positions (N, P, D) float32, in an unnamed file on disk, whatever the seed keeps; NaN
+        where a position of a picture does not count.
+        """
         embed = self.embed_of()
 
         def patches() -> Iterator[torch.Tensor]:
             for features in maps.batches(self.layers):
-                vectors, self.grid_ = embed(features)                               # (b, P, D)
-                self._check(*vectors.shape[1:])
-                yield vectors
+                patches = embed(features)
+                self.grid_ = patches.grid
+                self._check(*patches.vectors.shape[1:])
+                yield patches.only_inside(patches.vectors, torch.nan)               # (b, P, D)
 
         return memory.on_disk(patches())
 
@@ -101,6 +108,10 @@ class PaDiM(PatchDetector):
             for panel, (rows, columns) in zip(self.factor_, panels(d), strict=True):
                 panel[part] = inverse[:, columns - rows:columns, :columns]
             memory.release(collected)
+        unknown = int((self.factor_[0][:, 0, 0] == 0).sum())
+        if unknown:
+            log.warning("padim: %d of %d positions count in fewer than 2 training pictures: whatever is there, their "
+                        "distance is 0", unknown, positions)
         return self
 
     def state(self) -> State:
@@ -139,12 +150,31 @@ def gaussians(vectors: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Te
     """vectors (P, N, d) float64 -> mu (P, d), L^-1 (P, d, d) with L L^T = 1/(N-1) sum (x-mu)(x-mu)^T + eps I.
 
     Thesis sec. 2.7.1. The work is O(d^3), here and only here: once per position, not once per distance.
+    Of a position N is how many of its vectors are not NaN; where these are fewer than 2, mu and L^-1 are 0.
     """
+    absent = vectors.isnan().any(dim=2)                                                 # (P, N)
+    if absent.any():
+        return _gaussians_of_some(vectors, absent, eps)
     mean = vectors.mean(dim=1)
     centred = vectors - mean[:, None]
-    identity = torch.eye(vectors.shape[2], dtype=vectors.dtype)
-    covariance = centred.mT @ centred / (vectors.shape[1] - 1) + eps * identity       # Sigma = L L^T
-    return mean, torch.linalg.solve_triangular(torch.linalg.cholesky(covariance), identity, upper=False)
+    return mean, _whitening(centred.mT @ centred / (vectors.shape[1] - 1), eps)
+
+
+def _gaussians_of_some(vectors: torch.Tensor, absent: torch.Tensor,
+                       eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """`gaussians` where some vectors are absent (P, N): zeros in their place add nothing to the sums."""
+    n = (~absent).sum(dim=1, keepdim=True)                                              # (P, 1)
+    enough = (n > 1).to(vectors.dtype)
+    mean = enough * vectors.nansum(dim=1) / n.clamp(min=1)
+    centred = (vectors - mean[:, None]).masked_fill(absent[..., None], 0)
+    covariance = centred.mT @ centred / (n[..., None] - 1).clamp(min=1)
+    return mean, enough[..., None] * _whitening(covariance, eps)
+
+
+def _whitening(covariance: torch.Tensor, eps: float) -> torch.Tensor:
+    """L^-1 (P, d, d) of covariance + eps I = L L^T."""
+    identity = torch.eye(covariance.shape[-1], dtype=covariance.dtype)
+    return torch.linalg.solve_triangular(torch.linalg.cholesky(covariance + eps * identity), identity, upper=False)
 
 
 def distances(deviations: torch.Tensor, factor: list[torch.Tensor]) -> torch.Tensor:

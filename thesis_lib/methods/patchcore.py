@@ -16,11 +16,12 @@ import torch
 from thesis_lib.core import memory
 from thesis_lib.core.errors import ThesisError
 from thesis_lib.core.parameters import one_of, parameter
+from thesis_lib.core.preprocess import Size
 from thesis_lib.methods.base import PatchDetector, Prediction, Stages, State
-from thesis_lib.networks.backbones import Features
+from thesis_lib.networks.backbones import INSIDE, Features
 from thesis_lib.networks.maps import Extracted, Stored
 from thesis_lib.patches import coreset, scoring, search, selection, transforms
-from thesis_lib.patches.embedding import Patches
+from thesis_lib.patches.embedding import OUTSIDE, Patches
 
 
 @dataclass(kw_only=True)
@@ -82,14 +83,14 @@ class PatchCore(PatchDetector):
         bounded = k == 1 and isinstance(finder, search.Pruned)
 
         def find(patches: Patches) -> scoring.Neighbours:
-            b, p, d = patches.vectors.shape
-            distances, indices = finder.query(patches.vectors.reshape(b * p, d), k)
-            return scoring.Neighbours(distances.view(b, p, k), indices.view(b, p, k), patches)
+            distances, indices = finder.query(patches.counted, k)
+            return scoring.Neighbours(patches.spread(distances, OUTSIDE), patches.spread(indices, 0), patches)
 
         def bound(patches: Patches) -> scoring.Neighbours:
-            nearest = [finder.bounds(vectors) for vectors in patches.vectors]       # of each picture two (P, 1)
-            distances, indices = zip(*nearest, strict=True)
-            return scoring.Neighbours(torch.stack(distances), torch.stack(indices), patches)
+            pictures = patches.counted.split(patches.counts)
+            distances, indices = zip(*map(finder.bounds, pictures), strict=True)    # of each picture two (n, 1)
+            return scoring.Neighbours(patches.spread(torch.cat(distances), OUTSIDE),
+                                      patches.spread(torch.cat(indices), 0), patches)
 
         def score(neighbours: scoring.Neighbours) -> Prediction:
             def located() -> torch.Tensor:
@@ -107,29 +108,36 @@ class PatchCore(PatchDetector):
         k = scoring.RULES[self.score].searched(self.neighbours)
         return k, *(value for name, value in self.parameters().items() if name not in ("score", "neighbours"))
 
-    def check_pictures(self, count: int, side: int) -> None:
-        super().check_pictures(count, side)
-        places, dim = self.shape(side)
+    def check_pictures(self, count: int, size: Size) -> None:
+        super().check_pictures(count, size)
+        places, dim = self.shape(size)
         rows = coreset.size(self.bank, count * places)
         if scoring.RULES[self.score].weighted and self.neighbours > rows:
             raise ThesisError(f"neighbours={self.neighbours}: needs at most {rows}, the rows of bank={self.bank}")
         coreset.check_memory(count * places, dim, self.memory_limit_gb, self.projection)
 
     def gather(self, maps: Extracted | Stored) -> np.ndarray:
-        """Patches of all pictures (N, D) float32, in an unnamed file on disk, so that memory stays bounded."""
+        """Patches of all pictures (N, D) float32, in an unnamed file on disk, so that memory stays bounded.
+
+        `places_` are their numbers among all patches, those that do not count included; None where all do.
+        """
         self.keeps_, embed = maps.keeps, self._embedding()
         n, expected = 0, len(maps.samples)                                  # pictures, where known beforehand
+        inside: list[torch.Tensor] = []
 
         def patches() -> Iterator[torch.Tensor]:
             nonlocal n
             for features in maps.batches(self.levels):
-                vectors = embed(features).vectors                           # (b, P, D)
-                n += vectors.shape[0] * vectors.shape[1]
-                coreset.check_memory(max(n, expected * vectors.shape[1]), vectors.shape[2], self.memory_limit_gb,
-                                     self.projection)
-                yield vectors.flatten(0, 1)
+                embedded = embed(features)
+                vectors, (_, places, dim) = embedded.counted, embedded.vectors.shape        # of (b, P, D) those inside
+                n += len(vectors)
+                coreset.check_memory(max(n, expected * places), dim, self.memory_limit_gb, self.projection)
+                if embedded.inside is not None:
+                    inside.append(embedded.inside.flatten())
+                yield vectors
 
         collected = memory.on_disk(patches())
+        self.places_ = torch.cat(inside).nonzero()[:, 0].numpy() if inside else None
         self.scaling_ = transforms.fit(self.scaling, collected, self.entropy_base)
         return collected if self.scaling_ is None else self.scaling_.in_place(collected)
 
@@ -143,6 +151,8 @@ class PatchCore(PatchDetector):
             self.rows_ = coreset.select(collected, rows, method=self.coreset, seed=self.seed,
                                         projection=self.projection)
         self._set_bank(torch.from_numpy(np.array(collected[self.rows_])))
+        if self.places_ is not None:            # what a row of the bank was: picture and place
+            self.rows_ = self.places_[self.rows_]
         return self
 
     def state(self) -> State:
@@ -162,7 +172,7 @@ class PatchCore(PatchDetector):
         embed, activate = self.embed_of(), transforms.ACTIVATIONS[self.activation]
 
         def patches(features: Features) -> Patches:
-            embedded = embed({level: activate(x) for level, x in features.items()})
+            embedded = embed({level: x if level == INSIDE else activate(x) for level, x in features.items()})
             return embedded if scaling is None else embedded._replace(vectors=scaling(embedded.vectors))
 
         return patches

@@ -61,7 +61,8 @@ class SimpleNet(Trained, PatchDetector):
 
         def search(patches: embedding.Patches) -> torch.Tensor:
             inner = F.leaky_relu(F.linear(patches.vectors.flatten(0, 1), weight, bias), SLOPE, inplace=True)
-            return -(inner @ last).view(-1, *patches.grid)                          # -D (B, h, w)
+            heat = -(inner @ last).view(patches.vectors.shape[:2])                  # -D (B, P)
+            return patches.only_inside(heat, embedding.OUTSIDE).unflatten(1, patches.grid)
 
         def score(heat: torch.Tensor) -> Prediction:
             return Prediction(heat.flatten(1).amax(dim=1), heat)
@@ -69,9 +70,11 @@ class SimpleNet(Trained, PatchDetector):
         return {"extraction": self.extract, "embedding": self.embed_of(), "search": search, "score": score}
 
     def gather(self, maps: Extracted | Stored) -> np.ndarray:
-        """Patches of all pictures (N, P, D) float32, in an unnamed file on disk: the network runs only once."""
-        embed = self.embed_of()
-        return memory.on_disk(embed(features).vectors for features in maps.batches(self.layers))
+        """Patches of all pictures (N, P, D) float32, in an unnamed file on disk: the network runs only once. NaN where
+        a patch does not count.
+        """
+        embedded = map(self.embed_of(), maps.batches(self.layers))
+        return memory.on_disk(patches.only_inside(patches.vectors, torch.nan) for patches in embedded)
 
     def architecture(self) -> nn.ModuleDict:
         d = self.embed_of().width(self.backbone_.channels)
@@ -98,7 +101,7 @@ class SimpleNet(Trained, PatchDetector):
     def losses(self, networks: nn.ModuleDict, constants: State, collected: np.ndarray, step: int) -> State:
         # 1. q, the adapted patches of some pictures.
         chosen = pictures_of(step, len(collected), self.batch, self.seed)
-        patches = torch.from_numpy(collected[chosen]).to(self.torch_device).flatten(0, 1)     # (b*P, D)
+        patches = counted(collected[chosen]).to(self.torch_device)                            # (b*P, D)
         memory.release(collected)
         adapted = networks["adaptor"](patches).float()          # bfloat16 would round away noise as small as this
         # 2. q-, the same with Gaussian noise: the anomalies that there are no pictures of.
@@ -122,6 +125,13 @@ def pictures_of(step: int, count: int, batch: int, seed: int) -> np.ndarray:
     return order[step % steps * batch:][:batch]
 
 
+def counted(collected: np.ndarray) -> torch.Tensor:
+    """(n, D): of the patches of one or more pictures, (P, D) or (b, P, D), those that count."""
+    patches = torch.from_numpy(collected).flatten(0, -2)
+    absent = patches[:, 0].isnan()
+    return patches[~absent] if absent.any() else patches
+
+
 def measure_norm(networks: nn.ModuleDict, collected: np.ndarray, noise: float) -> None:
     """Give the batch norm the statistics of y = W q over all patches (N, P, D) and as many pseudo-anomalies.
 
@@ -130,11 +140,13 @@ def measure_norm(networks: nn.ModuleDict, collected: np.ndarray, noise: float) -
     """
     first, second, *_ = cast(nn.Sequential, networks["discriminator"])
     linear, norm = cast(nn.Linear, first), cast(nn.BatchNorm1d, second)
-    mean = squares = torch.zeros(linear.out_features, dtype=torch.float64, device=linear.weight.device)
+    total = squares = torch.zeros(linear.out_features, dtype=torch.float64, device=linear.weight.device)
+    count = 0
     for patches in collected:                                                               # (P, D)
-        y = linear(networks["adaptor"](torch.from_numpy(np.array(patches)).to(linear.weight.device))).double()
-        mean, squares = mean + y.mean(0) / len(collected), squares + y.square().mean(0) / len(collected)
+        y = linear(networks["adaptor"](counted(np.array(patches)).to(linear.weight.device))).double()
+        total, squares, count = total + y.sum(0), squares + y.square().sum(0), count + len(y)
         memory.release(collected)
+    mean, squares = total / count, squares / count
     norm.running_mean = mean.float()
     norm.running_var = (squares - mean.square() + noise ** 2 / 2 * linear.weight.double().square().sum(1)).float()
 

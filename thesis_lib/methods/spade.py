@@ -19,12 +19,13 @@ import torch
 from thesis_lib.core import memory
 from thesis_lib.core.errors import ThesisError
 from thesis_lib.core.parameters import one_of, parameter
+from thesis_lib.core.preprocess import Size
 from thesis_lib.methods.base import PatchDetector, Prediction, Stages, State
 from thesis_lib.networks import backbones
-from thesis_lib.networks.backbones import Features
+from thesis_lib.networks.backbones import INSIDE, Features
 from thesis_lib.networks.maps import Extracted, Stored
-from thesis_lib.patches import search
-from thesis_lib.patches.embedding import Patches
+from thesis_lib.patches import embedding, search
+from thesis_lib.patches.embedding import OUTSIDE, Patches
 from thesis_lib.patches.search import Search
 
 
@@ -86,34 +87,34 @@ class SPADE(PatchDetector):
         The gallery holds all positions of the training pictures retrieved, pictures (B, K). It is searched picture
         by picture, which gives the same neighbours and never needs its K*P*D numbers at once.
         """
-        tests, grid = self.patches(features)                                       # (B, P, D)
-        kappa, maps = min(self.kappa, tests.shape[1]), []       # a training picture has P patches to be near to
-        for test, nearest in zip(tests, pictures.tolist(), strict=True):
+        patches, values = self.patches(features), []
+        for test, nearest in zip(patches.counted.split(patches.counts), pictures.tolist(), strict=True):
             # 1. Of each of the K training pictures the kappa patches nearest to each patch of the test picture.
             candidates = []
             for picture in nearest:
-                gallery = self.patches(self._stored(picture)).vectors[0]            # (P, D)
+                gallery = self.patches(self._stored(picture)).counted               # (P, D)
+                kappa = min(self.kappa, len(gallery))           # it has no more patches to be near to
                 distances, _ = self._engine().fit(gallery).query(test, kappa)       # (P, kappa)
                 candidates.append(distances)
             # 2. The kappa nearest of all are among these; their mean is the value of the map.
             best = torch.cat(candidates, dim=1)                                     # (P, K * kappa)
             if self.kappa > best.shape[1]:
                 raise ThesisError(f"kappa={self.kappa}: the gallery of k={self.k} pictures has {best.shape[1]} patches")
-            maps.append(best.topk(self.kappa, dim=1, largest=False).values.mean(dim=1).unflatten(0, grid))
-        return torch.stack(maps)
+            values.append(best.topk(self.kappa, dim=1, largest=False).values.mean(dim=1))
+        return patches.spread(torch.cat(values), OUTSIDE).unflatten(1, patches.grid)
 
     def patches(self, features: Features) -> Patches:
         """Patches of the pixel stage (B, P, D) from the feature maps of a batch."""
-        return self.embed_of()({level: features[level] for level in self.layers})
+        return self.embed_of()({level: x for level, x in features.items() if level in (INSIDE, *self.layers)})
 
     @property
     def levels(self) -> tuple[int, ...]:
         return tuple(sorted({*self.layers, self._pooled_level}))
 
-    def check_pictures(self, count: int, side: int) -> None:
-        super().check_pictures(count, side)
+    def check_pictures(self, count: int, size: Size) -> None:
+        super().check_pictures(count, size)
         self._check_k(count)
-        places, _ = self.shape(side)
+        places, _ = self.shape(size)
         if self.kappa > self.k * places:
             raise ThesisError(f"kappa={self.kappa}: the gallery of k={self.k} pictures has {self.k * places} patches")
 
@@ -122,8 +123,9 @@ class SPADE(PatchDetector):
 
         def rows() -> Iterator[torch.Tensor]:
             for features in maps.batches(self.levels):
-                self.shapes_ = {level: tuple(features[level].shape[1:]) for level in self.layers}
-                flat = [features[level].flatten(1) for level in self.layers]        # (b, C * h * w) each
+                kept = [*self.layers, *({INSIDE} & features.keys())]
+                self.shapes_ = {level: tuple(features[level].shape[1:]) for level in kept}
+                flat = [features[level].flatten(1) for level in kept]               # (b, C * h * w) each
                 yield torch.cat([self._pool(features).vectors, *flat], dim=1)
 
         return memory.on_disk(rows())
@@ -138,11 +140,11 @@ class SPADE(PatchDetector):
     def state(self) -> State:
         self._learned("search_")
         return {"pictures": torch.from_numpy(np.array(self.pictures_)),
-                "shapes": torch.tensor([self.shapes_[level] for level in self.layers])}
+                "shapes": torch.tensor(list(self.shapes_.values()))}
 
     def restore(self, state: State) -> None:
-        shapes = state["shapes"].tolist()
-        self.shapes_ = {level: tuple(shape) for level, shape in zip(self.layers, shapes, strict=True)}
+        shapes = state["shapes"].tolist()       # of the levels, and one more where not all pixels count
+        self.shapes_ = {level: tuple(shape) for level, shape in zip((*self.layers, INSIDE), shapes, strict=False)}
         self.learn(state["pictures"].numpy())
 
     @property
@@ -159,7 +161,12 @@ class SPADE(PatchDetector):
         return search.ENGINES[self.search](self.distance, self.search_threads)
 
     def _pool(self, features: Features) -> Described:
-        return Described(features[self._pooled_level].mean(dim=(2, 3)), features)
+        maps = features[self._pooled_level]
+        if INSIDE not in features:
+            return Described(maps.mean(dim=(2, 3)), features)
+        vectors = embedding.parse("identity")({level: features[level] for level in (INSIDE, self._pooled_level)})
+        return Described(torch.stack([counted.mean(dim=0) for counted in vectors.counted.split(vectors.counts)]),
+                         features)
 
     def _stored(self, picture: int) -> Features:
         """Feature maps {level: (1, C, h, w)} of one training picture, cut out of its row as `gather` has put them."""

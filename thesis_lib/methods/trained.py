@@ -17,6 +17,7 @@ from torch import nn
 
 from thesis_lib.core import files, identity, memory, paths
 from thesis_lib.core.parameters import at_least, one_of, parameter
+from thesis_lib.core.preprocess import Size
 from thesis_lib.core.seeds import seed_of
 from thesis_lib.methods.base import Detector, State
 from thesis_lib.networks import backbones
@@ -52,8 +53,8 @@ class Trained(Detector):
         if self.precision == "auto":        # what a row names is what was used
             self.precision = "bfloat16" if has_bfloat16(self.torch_device) else "float32"
 
-    def check_pictures(self, count: int, side: int) -> None:
-        super().check_pictures(count, side)
+    def check_pictures(self, count: int, size: Size) -> None:
+        super().check_pictures(count, size)
         check_torch_device(self.torch_device)
 
     def architecture(self) -> nn.ModuleDict:

@@ -23,6 +23,7 @@ from torch import nn
 from thesis_lib.core import memory
 from thesis_lib.core.errors import ThesisError
 from thesis_lib.core.parameters import above, at_least, parameter, share
+from thesis_lib.core.preprocess import Size, height_width, in_pixels
 from thesis_lib.core.seeds import seed_of
 from thesis_lib.methods.base import Prediction, Stages, State
 from thesis_lib.methods.trained import PRECISION_HELP, Optimizers, Schedules, Trained, held_out, standard
@@ -105,20 +106,21 @@ class UninformedStudents(Trained):
 
         return {"extraction": outputs, "score": score}
 
-    def check_pictures(self, count: int, side: int) -> None:
-        super().check_pictures(count, side)
+    def check_pictures(self, count: int, size: Size) -> None:
+        super().check_pictures(count, size)
         if count < 2:
             raise ThesisError(f"{count} training picture: one is held out, so it needs at least 2")
+        side = min(height_width(size))
         if sum(rims(max(self.patch_sizes), side, self.stride)) >= len(centres(side, self.stride)):
-            raise ThesisError(f"images of {side}x{side} pixels: patch_sizes={self.patch_sizes} do not fit into them at "
-                              f"stride={self.stride}")
+            raise ThesisError(f"images of {in_pixels(size)} pixels: patch_sizes={self.patch_sizes} do not fit into "
+                              f"them at stride={self.stride}")
         if self.source != "nominal":
             sources.parse(self.source, 4 * max(self.patch_sizes), 1)
 
     def gather(self, maps: Extracted | Stored) -> TaughtPatches:
         """All pictures, and what the teachers say of them, on disk; teachers that are not at hand are distilled."""
         images = memory.on_disk(maps.pictures())
-        self.check_pictures(len(images), min(images.shape[2:]))
+        self.check_pictures(len(images), images.shape[2:])
         self.teachers_ = nn.ModuleDict({f"teacher{p}": self._teacher(p, images) for p in self.patch_sizes})
 
         @torch.no_grad()

@@ -37,6 +37,6 @@ def check(images: torch.Tensor) -> int:
     """Side of square images (B, 3, H, W); ValueError for one that the autoencoder cannot halve."""
     height, width = images.shape[-2:]
     if height != width or width % 32 or width < 64:
-        raise ThesisError(f"images of {height}x{width} pixels: the autoencoder needs squares of 64, 96, 128, ... (the "
+        raise ThesisError(f"images of {width}x{height} pixels: the autoencoder needs squares of 64, 96, 128, ... (the "
                          "paper has 256)")
     return width

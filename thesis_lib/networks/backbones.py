@@ -1,10 +1,14 @@
 """Frozen networks, cut after the deepest wanted level: images (B, 3, H, W) go in, feature maps of each level come out.
 
+Images may have a fourth channel, 1 where their pixels count and 0 elsewhere (`Preprocess.masked`). No network sees it;
+it stands beside the maps under INSIDE.
+
 Levels 1 to 4 are layer1..layer4 of a ResNet and the four stages of a ConvNeXt (strides 4, 8, 16, 32), both
 torchvision's. A PDN has one level, its output (stride 4).
 """
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, Protocol
 
@@ -12,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from thesis_lib.core import tiles
 from thesis_lib.core.errors import ThesisError
 from thesis_lib.networks import weightfiles
 from thesis_lib.networks.pdn import CONVOLUTIONS, FIELD, PDN
@@ -23,6 +28,7 @@ CONVNEXTS = ("convnext_tiny", "convnext_small", "convnext_base", "convnext_large
 PDNS = tuple(CONVOLUTIONS)
 NAMES = RESNETS + CONVNEXTS + PDNS
 Features = dict[int, torch.Tensor]      # level -> maps (B, C, h, w)
+INSIDE = 0                              # in place of a level: the channel (B, 1, H, W) that says which pixels count
 TAPS = ("output", "preactivation", "branch")
 
 
@@ -34,6 +40,7 @@ class Network(Protocol):
     weights: dict[str, Any]
     channels: dict[int, int]
     strides: dict[int, int]
+    tiles: tuple[int, int] | None
 
     def __call__(self, images: torch.Tensor) -> Features: ...
 
@@ -45,7 +52,10 @@ class Backbone(nn.Module):
     (`source`: imagenet | bundled | random | file, `sha256` of the file or tag, `seed` of random ones).
     tap: "output" of each level; "preactivation", what its last ReLU is given (ResNet); or "branch", the last block's
     inner branch before layer scale and skip connection (ConvNeXt). What the next level is given does not depend on it.
+    tiles: columns and rows of the pictures, which are then seen one tile after the other (`core.tiles`); None: whole.
     """
+
+    tiles: tuple[int, int] | None = None
 
     def __init__(self, name: str, levels: nn.ModuleDict, layers: Sequence[int], weights: dict[str, Any],
                  tap: str = "output") -> None:
@@ -57,7 +67,10 @@ class Backbone(nn.Module):
     @torch.no_grad()
     def forward(self, images: torch.Tensor) -> Features:
         check_images(self.name, images)
-        return dict(zip(self.layers, _walk(self.levels, self.layers, images, self.tap), strict=True))
+        def run(images: torch.Tensor) -> Sequence[torch.Tensor]:
+            return _walk(self.levels, self.layers, images, self.tap)
+
+        return features_of(run, self, images)
 
     @property
     def nbytes(self) -> int:
@@ -67,7 +80,13 @@ class Backbone(nn.Module):
     def cut(self, layers: Sequence[int]) -> "Backbone":
         """The same network for fewer levels: shares the modules, ends after the deepest of `layers`."""
         levels = nn.ModuleDict({level: module for level, module in self.levels.items() if int(level) <= max(layers)})
-        return Backbone(self.name, levels, layers, self.weights, self.tap).eval()
+        return Backbone(self.name, levels, layers, self.weights, self.tap).eval().tiled(self.tiles)
+
+    def tiled(self, tiles: tuple[int, int] | None) -> "Backbone":
+        """The same network, sharing the modules, that sees pictures in so many columns and rows of tiles, or whole."""
+        other = copy.copy(self)
+        other.tiles = tiles
+        return other
 
 
 class Maps(nn.Module):
@@ -145,11 +164,27 @@ def check(name: str, layers: Sequence[int] | None, tap: str = "output") -> tuple
 
 def check_images(name: str, images: torch.Tensor) -> None:
     """ThesisError for what is no batch of colour pictures, holds NaN or infinity, or is too small for the network."""
-    if images.ndim != 4 or images.shape[1] != 3:
-        raise ThesisError(f"images of shape {tuple(images.shape)}: needs (B, 3, H, W)")
+    if images.ndim != 4 or images.shape[1] not in (3, 4):
+        raise ThesisError(f"images of shape {tuple(images.shape)}: needs (B, 3, H, W), or a fourth channel that says "
+                          "which pixels count")
     if name in PDNS and min(images.shape[-2:]) < FIELD:
         raise ThesisError(f"images of shape {tuple(images.shape)}: {name} needs at least {FIELD}x{FIELD} pixels")
     check_finite("images", images)
+
+
+def features_of(run: Callable[[torch.Tensor], Sequence[torch.Tensor]], network: "Network",
+                images: torch.Tensor) -> Features:
+    """{level: maps} of what `run` makes of the colours, in tiles where the network has some; and {INSIDE: the fourth
+    channel (B, 1, H, W)} of images that have one.
+    """
+    colours = images[:, :3]
+    if network.tiles is None:
+        maps = run(colours)
+    else:
+        maps = tiles.stitched(run, colours, network.tiles, [network.strides[level] for level in network.layers],
+                              torch.cat)
+    features = dict(zip(network.layers, maps, strict=True))
+    return features | {INSIDE: images[:, 3:]} if images.shape[1] == 4 else features
 
 
 def _walk(levels: nn.ModuleDict, layers: Sequence[int], x: torch.Tensor, tap: str) -> tuple[torch.Tensor, ...]:
@@ -213,10 +248,10 @@ def shapes(name: str, layers: Sequence[int]) -> tuple[dict[int, int], dict[int, 
 
 
 @cache
-def maps(name: str, layers: tuple[int, ...], side: int) -> Features:
-    """{level: (1, C, h, w)} of a picture of side x side pixels, tensors without storage: shapes before any work."""
+def maps(name: str, layers: tuple[int, ...], shape: tuple[int, int]) -> Features:
+    """{level: (1, C, h, w)} of a picture of this shape (H, W), tensors without storage: shapes before any work."""
     with torch.device("meta"), torch.no_grad():
-        image = torch.empty(1, 3, side, side)
+        image = torch.empty(1, 3, *shape)
         check_images(name, image)
         return dict(zip(layers, _walk(_trunk(name, layers).eval(), layers, image, "output"), strict=True))
 

@@ -4,6 +4,7 @@ All are called alike, images (B, 3, H, W) -> {level: (B, C, h, w)}, and declare 
 weights. An exported network is bytes that ONNX Runtime reads by itself: a machine without torch can run it, too.
 """
 
+import copy
 import importlib
 import io
 import platform
@@ -47,7 +48,7 @@ class Graph:
     def __call__(self, images: torch.Tensor) -> list[torch.Tensor]:
         if self._threads != torch.get_num_threads():
             self._open()
-        outputs = self._session.run(None, {"images": images.detach().numpy()})
+        outputs = self._session.run(None, {"images": images.detach().contiguous().numpy()})
         return [torch.from_numpy(values) for values in outputs]
 
     def _open(self) -> None:
@@ -59,7 +60,9 @@ class Graph:
 
 
 class Exported:
-    """A backbone in ONNX Runtime."""
+    """A backbone in ONNX Runtime; tiles as of a `Backbone`."""
+
+    tiles: tuple[int, int] | None = None
 
     def __init__(self, name: str, layers: Sequence[int], weights: dict[str, Any], model: bytes) -> None:
         self.name, self.layers, self.weights, self.model = name, tuple(layers), weights, model
@@ -68,13 +71,19 @@ class Exported:
 
     def __call__(self, images: torch.Tensor) -> dict[int, torch.Tensor]:
         backbones.check_images(self.name, images)
-        return dict(zip(self.layers, self._graph(images), strict=True))
+        return backbones.features_of(self._graph, self, images)
 
     def cut(self, layers: Sequence[int]) -> "Exported":
         """Itself: a network that was exported ends where it was cut before."""
         if backbones.check(self.name, layers) != self.layers:
             raise EngineError(f"layers={','.join(map(str, layers))}: the exported network gives {self.layers}")
         return self
+
+    def tiled(self, tiles: tuple[int, int] | None) -> "Exported":
+        """The same, with pictures in so many columns and rows of tiles, or whole."""
+        other = copy.copy(self)
+        other.tiles = tiles
+        return other
 
     @property
     def nbytes(self) -> int:

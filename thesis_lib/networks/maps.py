@@ -23,10 +23,10 @@ import torch
 from thesis_lib.core import files, identity, memory, paths, stamp
 from thesis_lib.core.errors import ThesisError
 from thesis_lib.core.parameters import deciding, values
-from thesis_lib.core.preprocess import Preprocess, Sample
+from thesis_lib.core.preprocess import Preprocess, Sample, in_pixels
 from thesis_lib.core.progress import track
 from thesis_lib.data.pictures import Pictures
-from thesis_lib.networks.backbones import Features, Network
+from thesis_lib.networks.backbones import INSIDE, Features, Network
 from thesis_lib.networks.torch_setup import check_finite
 
 log = logging.getLogger(__name__)
@@ -71,19 +71,19 @@ class Extracted:
             height, width = batch.shape[-2:]
             self.image_size = self.image_size or (height, width)
             if (height, width) != self.image_size:
-                raise ThesisError(f"images of {height}x{width} pixels after some of {self.image_size[0]}x"
-                                  f"{self.image_size[1]}: fit needs one size")
+                raise ThesisError(f"images of {in_pixels((height, width))} pixels after some of "
+                                  f"{in_pixels(self.image_size)}: fit needs one size")
             yield batch
 
     def batches(self, layers: Iterable[int]) -> Iterator[Features]:
-        """{level: (b, C, h, w)} of these levels for every batch; the next one is read meanwhile."""
+        """{level: (b, C, h, w)} of these levels for every batch, with what counts; the next one is read meanwhile."""
         count, first = len(self.images) if isinstance(self.images, Sized) else None, 0
         for batch in track(_ahead(self.pictures()), count, "features"):
             features = self.backbone(batch)
             for level in layers:
                 self._check(f"feature maps of level {level}", features[level], first)
             first += len(batch)
-            yield {level: features[level] for level in layers}
+            yield {level: features[level] for level in (*layers, *({INSIDE} & features.keys()))}
 
     def _check(self, name: str, values: torch.Tensor, first: int) -> None:
         """ThesisError that names the picture with NaN of a batch of values (b, ...), whose first has this number."""
@@ -118,7 +118,7 @@ class Stored:
     def image_size(self) -> tuple[int, int] | None:
         """(H, W) of the images; of maps that were found nobody has seen one."""
         if self.extracted.image_size is None and self.preprocess is not None:
-            return self.preprocess.side, self.preprocess.side
+            return self.preprocess.shape
         return self.extracted.image_size
 
     def pictures(self) -> Iterator[torch.Tensor]:
@@ -127,7 +127,7 @@ class Stored:
 
     def batches(self, layers: Iterable[int]) -> Iterator[Features]:
         """{level: (b, C, h, w)} of these levels for every batch; the others are not read."""
-        levels = {level: self._levels[level] for level in layers}
+        levels = {level: self._levels[level] for level in (*layers, *_beside(self.preprocess))}
         first = 0                               # picture of the batch
         for size in next(iter(levels.values()))[0]["sizes"]:
             batch = {}
@@ -155,7 +155,8 @@ class Stored:
             if stored is not None:
                 levels[level] = stored
         # 2. The others, in one pass over the pictures.
-        missing = [level for level in self.extracted.backbone.layers if level not in levels]
+        wanted = (*self.extracted.backbone.layers, *_beside(self.preprocess))
+        missing = [level for level in wanted if level not in levels]
         if missing:
             return levels | self._compute(missing, targets)
         self.found_seconds = max(facts["seconds"] for facts, _ in levels.values())
@@ -172,7 +173,8 @@ class Stored:
             streams = {level: stack.enter_context(_stream(targets.get(level))) for level in layers}
             for features in self.extracted.batches(layers):
                 sizes.append(len(features[layers[0]]))
-                for level, x in features.items():
+                for level in layers:
+                    x = features[level]
                     # Written as they lie in memory and read back in the same order: a sum over other strides rounds
                     # otherwise.
                     channels_last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
@@ -191,6 +193,11 @@ class Stored:
                     files.write(_facts_of(targets[level]), json.dumps(facts))
                     os.replace(stream.name, targets[level])
         return levels
+
+
+def _beside(preprocess: Preprocess | None) -> tuple[int, ...]:
+    """What there is to keep beside the levels of the network: which pixels count, where not all do."""
+    return (INSIDE,) if preprocess is not None and preprocess.masked else ()
 
 
 def limit_bytes() -> float:
@@ -230,9 +237,13 @@ def _pictures(extracted: Extracted) -> Pictures:
 
 
 def _bytes(extracted: Extracted) -> int:
-    """Of the maps of all pictures and levels: float32, h = w = side / stride, rounded up."""
-    network, side = extracted.backbone, _pictures(extracted).preprocess.side
-    numbers = sum(channels * (-(-side // network.strides[level])) ** 2 for level, channels in network.channels.items())
+    """Of the maps of all pictures and levels: float32, h = H / stride and w = W / stride, rounded up."""
+    network, (height, width) = extracted.backbone, _pictures(extracted).preprocess.shape
+    numbers = 0
+    for level, channels in network.channels.items():
+        stride = network.strides[level]
+        numbers += channels * -(-height // stride) * -(-width // stride)
+    numbers += height * width * len(_beside(_pictures(extracted).preprocess))
     return 4 * len(extracted.samples) * numbers
 
 
@@ -251,12 +262,14 @@ def _targets(extracted: Extracted) -> dict[int, Path]:
     network, pictures = extracted.backbone, _pictures(extracted)
     model = getattr(network, "model", None)
     origin = {"network": network.name, "weights": network.weights, "tap": getattr(network, "tap", None),
+              "tiles": network.tiles,
               "model": model and [files.digest(model), network.layers, identity.version_of("onnxruntime")],
               "preprocess": deciding(pictures.preprocess, values(pictures.preprocess)),
               "batch_size": pictures.batch_size,
               "pictures": [files.digest_of(sample.path) for sample in pictures.samples],
               "code": identity.key(__name__), "cpu": stamp.cpu_model(), "threads": torch.get_num_threads()}
-    return {level: paths.features() / files.digest(json.dumps([level, origin]))[:32] for level in network.layers}
+    return {level: paths.features() / files.digest(json.dumps([level, origin]))[:32]
+            for level in (*network.layers, *_beside(pictures.preprocess))}
 
 
 def _read(file: Path) -> Level | None:

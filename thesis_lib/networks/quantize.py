@@ -106,7 +106,7 @@ def qdq(model: bytes, images: Iterable[torch.Tensor], *, reduce_range: bool = Fa
     class Reader(tool.CalibrationDataReader):
         def get_next(self) -> dict[str, np.ndarray] | None:
             batch = next(batches, None)
-            return None if batch is None else {"images": batch.numpy()}
+            return None if batch is None else {"images": batch[:, :3].contiguous().numpy()}
 
     with files.scratch_folder() as folder:
         plain, prepared, done = (Path(folder) / f"{name}.onnx" for name in ("plain", "prepared", "done"))

@@ -17,20 +17,81 @@ import torch
 import torch.nn.functional as F
 
 from thesis_lib.core.errors import ThesisError
-from thesis_lib.networks.backbones import Features
+from thesis_lib.core.preprocess import at_centres, in_pixels
+from thesis_lib.networks.backbones import INSIDE, Features
 
+OUTSIDE = -torch.inf    # value of a map where nothing counts: the largest value, which is the score, is never there
 JOINS = ("repeat", "interpolate")
 
 
 class Patches(NamedTuple):
-    """The patch vectors of B pictures and where they lie."""
+    """The patch vectors of B pictures, where they lie, and which of them count.
+
+    >>> pictures = Patches(torch.tensor([[[1.0], [2.0], [3.0]]]), (1, 3), torch.tensor([[True, False, True]]))
+    >>> pictures.counted                                # of the three patches two count
+    tensor([[1.],
+            [3.]])
+    >>> pictures.spread(pictures.counted, OUTSIDE)      # back in their places
+    tensor([[[1.],
+             [-inf],
+             [3.]]])
+    """
 
     vectors: torch.Tensor           # (B, P, D)
     grid: tuple[int, int]           # (h, w), P = h*w, row by row
+    inside: torch.Tensor | None = None      # (B, P) bool, those that count; None: all do
+
+    @property
+    def counted(self) -> torch.Tensor:
+        """(n, D): the vectors that count, of one picture after the other."""
+        return self.vectors.flatten(0, 1) if self.inside is None else self.vectors[self.inside]
+
+    @property
+    def counts(self) -> list[int]:
+        """How many of each picture count."""
+        b, p, _ = self.vectors.shape
+        return [p] * b if self.inside is None else self.inside.sum(dim=1).tolist()
+
+    def spread(self, values: torch.Tensor, elsewhere: float) -> torch.Tensor:
+        """(B, P, ...) of values (n, ...) as `counted` has them; places that do not count have the other number."""
+        shape = (*self.vectors.shape[:2], *values.shape[1:])
+        if self.inside is None:
+            return values.view(shape)
+        full = values.new_full(shape, elsewhere)
+        full[self.inside] = values
+        return full
+
+    def only_inside(self, values: torch.Tensor, elsewhere: float) -> torch.Tensor:
+        """Values (B, P, ...) of all patches, the other number where they do not count."""
+        if self.inside is None:
+            return values
+        return values.masked_fill(~self.inside.view(*self.inside.shape, *[1] * (values.ndim - 2)), elsewhere)
+
+
+class Embedding:
+    """Feature maps of a batch -> Patches. A patch counts where the pixel in its middle does."""
+
+    def __call__(self, features: Features) -> Patches:
+        patches = self.embed({level: maps for level, maps in features.items() if level != INSIDE})
+        if INSIDE not in features:
+            return patches
+        inside = torch.from_numpy(at_centres(features[INSIDE][:, 0].numpy(), patches.grid) > 0).flatten(1)
+        if not inside.any(dim=1).all():
+            raise ThesisError(f"a picture has no patch that counts: of {in_pixels(patches.grid)} no middle lies inside;"
+                              " needs larger pictures, a larger region or a finer grid")
+        return patches._replace(inside=inside)
+
+    def embed(self, features: Features) -> Patches:
+        """Of the levels alone, all patches."""
+        raise NotImplementedError
+
+    def width(self, channels: Mapping[int, int]) -> int:
+        """D, from the channels of every level that is used."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class Original:
+class Original(Embedding):
     """Unfold levels into 3x3 patches, bring them to the finest grid, mean-pool each, stack, pool again to `dim`.
 
     Source: Roth et al. 2022 and its published code; thesis sec. 3.2.1. Patches are interpolated bilinearly
@@ -44,10 +105,9 @@ class Original:
     per_level: int | None = None
 
     def width(self, channels: Mapping[int, int]) -> int:
-        """D, whatever the levels have."""
         return self.dim
 
-    def __call__(self, features: Features) -> Patches:
+    def embed(self, features: Features) -> Patches:
         grid = _finest(features)
         levels = []
         for level in sorted(features):
@@ -64,7 +124,7 @@ class Original:
 
 
 @dataclass(frozen=True)
-class Pooled:
+class Pooled(Embedding):
     """Pool every level in two dimensions, bring the deeper ones to the finest grid, concatenate the channels.
 
     All of it with the channels of a place side by side in memory, as the patch vectors need them in the end: torch's
@@ -75,10 +135,9 @@ class Pooled:
     join: str
 
     def width(self, channels: Mapping[int, int]) -> int:
-        """D, from the channels of every level that is used."""
         return len(self.pools) * sum(channels.values())
 
-    def __call__(self, features: Features) -> Patches:
+    def embed(self, features: Features) -> Patches:
         pooled = {level: self._pool(x.contiguous(memory_format=torch.channels_last)) for level, x in features.items()}
         grid = _finest(pooled)
         joined = _beside([_to_grid(pooled[level], grid, self.join) for level in sorted(pooled)])
@@ -88,15 +147,15 @@ class Pooled:
         return _beside([pool(x) for pool in self.pools])
 
 
-def parse(name: str, join: str = "repeat") -> Original | Pooled:
+def parse(name: str, join: str = "repeat") -> Embedding:
     """Embedding of that name; ValueError names the rule that is broken.
 
     join: how a deeper level reaches the finest grid: "repeat" (block-wise, what the thesis measured; sides must
     divide) or "interpolate" (bilinear, always possible). `original` interpolates by definition.
 
     >>> maps = {2: torch.zeros(1, 128, 28, 28), 3: torch.zeros(1, 256, 14, 14)}
-    >>> vectors, grid = parse("avg_k3_s1_p1")(maps)
-    >>> vectors.shape, grid                     # (B, P, D): 784 = 28 * 28 patches of 384 = 128 + 256 numbers
+    >>> patches = parse("avg_k3_s1_p1")(maps)
+    >>> patches.vectors.shape, patches.grid     # (B, P, D): 784 = 28 * 28 patches of 384 = 128 + 256 numbers
     (torch.Size([1, 784, 384]), (28, 28))
     """
     if join not in JOINS:

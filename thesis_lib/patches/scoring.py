@@ -19,7 +19,8 @@ OUTLIER = 50.0              # ... and drops patches above so many medians
 class Neighbours(NamedTuple):
     """What the search of all patches of B pictures gave, and the patches themselves."""
 
-    distances: torch.Tensor         # (B, P, k) ascending; of search "pruned" upper bounds but for the farthest patch
+    # (B, P, k) ascending; of search "pruned" upper bounds but for the farthest patch; OUTSIDE where none counts
+    distances: torch.Tensor
     indices: torch.Tensor           # (B, P, k) rows of the bank
     patches: Patches
 
@@ -75,7 +76,8 @@ def author_cdist(neighbours: Neighbours, search: Search, b: int) -> torch.Tensor
     """
     distances = neighbours.distances / FEATURE_SCALE                                # (B, P, b)
     sums = distances.sum(dim=2)                                                     # (B, P)
-    plausible = sums <= OUTLIER * sums.median(dim=1, keepdim=True).values
+    medians = sums.where(sums.isfinite(), torch.nan).nanmedian(dim=1, keepdim=True).values      # of those that count
+    plausible = sums <= OUTLIER * medians
     s_star, patch = distances[..., 0].where(plausible, -torch.inf).max(dim=1)
     to_bank = distances[torch.arange(len(patch)), patch]                            # (B, b), of m_test*
     return (1 - torch.softmax(to_bank, dim=1).amax(dim=1)) * s_star

@@ -17,7 +17,7 @@ from matplotlib.transforms import ScaledTranslation
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from thesis_lib.core.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess, Sample
+from thesis_lib.core.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess, Sample, size_of
 from thesis_lib.data.pictures import load_image
 from thesis_lib.report.tables import NEEDED
 
@@ -253,11 +253,12 @@ def maps(samples: Sequence[Sample], full_maps: np.ndarray, scores: Sequence[floa
 
     full_maps (n, H, W); limits fix the colours for all maps (default: their common range), so that they compare.
     """
-    low, high = limits or (float(np.min(full_maps)), float(np.max(full_maps)))
+    shown = [_inside(heat, sample, preprocess) for heat, sample in zip(full_maps, samples, strict=True)]
+    low, high = limits or (float(np.min([heat.min() for heat in shown])), float(np.max([heat.max() for heat in shown])))
     columns = len(samples)
     figure = Figure(figsize=(1.9 * columns + 0.6, 4.1), layout="constrained", dpi=90)
     axes = figure.subplots(2, columns, squeeze=False)
-    for column, (sample, heat, score) in enumerate(zip(samples, full_maps, scores, strict=True)):
+    for column, (sample, heat, score) in enumerate(zip(samples, shown, scores, strict=True)):
         rgb, mask = to_rgb(load_image(sample.path, preprocess)), preprocess.mask(sample)
         axes[0, column].imshow(rgb)
         axes[0, column].set_title(f"{sample.defect}/{sample.path.stem}", fontsize=8)
@@ -287,7 +288,7 @@ def inspection(sample: Sample, heat: np.ndarray, score: float, times: Mapping[st
     rgb, mask = to_rgb(load_image(sample.path, preprocess)), preprocess.mask(sample)
     axes["picture"].imshow(rgb)
     axes["map"].imshow(rgb.mean(axis=2), cmap="gray")
-    axes["map"].imshow(heat, cmap=HEAT, alpha=0.65)
+    axes["map"].imshow(_inside(heat, sample, preprocess), cmap=HEAT, alpha=0.65)
     for name, title in (("picture", f"{sample.defect}/{sample.path.stem}"), ("map", f"score {score:.3f}")):
         axes[name].set_axis_off()
         axes[name].set_title(title, fontsize=9)
@@ -308,7 +309,12 @@ def inspection(sample: Sample, heat: np.ndarray, score: float, times: Mapping[st
     return figure
 
 
+def _inside(heat: np.ndarray, sample: Sample, preprocess: Preprocess) -> np.ndarray:
+    """A map (H, W), masked where the picture does not count, so that nothing is drawn there."""
+    return np.ma.masked_where(~preprocess.inside(size_of(sample.path)), heat) if preprocess.masked else heat
+
+
 def to_rgb(image: torch.Tensor) -> np.ndarray:
-    """(3, H, W) normalised tensor -> (H, W, 3) uint8."""
-    pixels = image.numpy().transpose(1, 2, 0) * IMAGENET_STD + IMAGENET_MEAN
+    """(3, H, W) normalised tensor, a fourth channel is left out -> (H, W, 3) uint8."""
+    pixels = image[:3].numpy().transpose(1, 2, 0) * IMAGENET_STD + IMAGENET_MEAN
     return (pixels.clip(0, 1) * 255).round().astype(np.uint8)

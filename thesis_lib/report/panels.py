@@ -76,10 +76,12 @@ class View:
 
     def _crop(self, image: torch.Tensor, place: int, grid: tuple[int, int]) -> np.ndarray:
         """Pixels around the patch of this number, a square that does not leave the picture (3, S, S)."""
-        side, half = self.preprocess.side, max(12, self.preprocess.side // 10)
-        row, column = divmod(place, grid[1])
-        y, x = (row + 0.5) * side / grid[0], (column + 0.5) * side / grid[1]        # its centre
-        top, left = (int(min(max(centre - half, 0), side - 2 * half)) for centre in (y, x))
+        shape, half = self.preprocess.shape, max(12, min(self.preprocess.shape) // 10)
+        first = []                                                  # row and column of pixels that the crop begins with
+        for number, side, positions in zip(divmod(place, grid[1]), shape, grid, strict=True):
+            centre = (number + 0.5) * side / positions
+            first.append(int(min(max(centre - half, 0), side - 2 * half)))
+        top, left = first
         return figures.to_rgb(image[:, top:top + 2 * half, left:left + 2 * half])
 
     def figure(self, index: int) -> figures.Figure:
@@ -87,7 +89,7 @@ class View:
         sample = self.category.test[index]
         image = load_image(sample.path, self.preprocess)[None]
         times = measure(self.detector, [image], warmup=0, repeats=3).stage_ms    # after a first pass
-        heat = self.predictions[index].full_map(self.preprocess.side)[0].numpy()
+        heat = self.predictions[index].full_map(self.preprocess.shape)[0].numpy()
         return figures.inspection(sample, heat, self.scores[index], times, self.nearest(index), self.preprocess)
 
     def curve(self, index: int, threshold: float) -> figures.Figure:
