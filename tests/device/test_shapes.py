@@ -11,7 +11,9 @@ from tests.device.test_run import DETECTOR, QUICK, TRAINED, thesis
 from thesis_lib import data
 from thesis_lib.device import bundle, export
 from thesis_lib.device.run import detect
+from thesis_lib.evaluation import crossfit
 from thesis_lib.networks import engines
+from thesis_lib.networks.maps import Extracted
 
 DETECTORS = {"patchcore": DETECTOR, "simplenet": TRAINED["simplenet"]}
 
@@ -36,10 +38,13 @@ def lying(tmp_path_factory):
 
 def same_as_the_library(detector, category, preprocess, folder):
     """The opened bundle, after its scores and maps of the test pictures were compared with those of the library."""
-    export.export(replace(detector), category, preprocess, folder)
+    export.export(replace(detector), category, preprocess, folder, false_alarms=0.4)
     opened, files = bundle.Bundle.open(folder), [sample.path for sample in category.test]
+    learned = [category.train[number] for number in crossfit.plan(detector, category.train).learned]
     for name, engine in {"float": "eager", "int8": "int8"}.items():
-        library = replace(detector, engine=engine).fit(data.Pictures(category.train, preprocess))
+        library = replace(detector, engine=engine)
+        network = library.network(library.levels, data.Pictures(category.train, preprocess))
+        library = crossfit.fitted(library, network, Extracted(network, data.Pictures(learned, preprocess)))
         expected = library.predict(next(iter(data.Pictures(category.test, library.preprocess_))))
         found = [one for _, one in detect(opened, files, engine=name)]
         unit = opened.threshold(name) - opened.floor(name)
@@ -111,5 +116,5 @@ def test_efficientad_is_told_before_it_learns(lying, tmp_path):
     for preprocess, told in ((data.Preprocess(image_size=(96, 64)), "images of 96x64 pixels: the autoencoder needs"),
                              (data.Preprocess(image_size=96, resize="pad"), "resize=pad: efficientad takes whole")):
         with pytest.raises(ValueError, match=f"^{told}"):
-            export.export(TRAINED["efficientad"], lying, preprocess, tmp_path / "out")
+            export.export(TRAINED["efficientad"], lying, preprocess, tmp_path / "out", false_alarms=0.4)
     assert not (tmp_path / "out").exists()
