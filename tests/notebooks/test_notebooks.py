@@ -38,7 +38,9 @@ def test_valid_clean_and_without_definitions(notebook):
         assert not cell.outputs and cell.execution_count is None
         assert not [node for node in ast.parse(cell.source).body
                     if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef)]
-        assert len(cell.source.splitlines()) <= 21, f"a cell of {len(cell.source.splitlines())} lines does too much"
+        named = "parameters" in cell.metadata.get("tags", [])       # a list does nothing, however long it is
+        count = len(cell.source.splitlines())
+        assert named or count <= 21, f"a cell of {count} lines does too much"
 
 
 def test_head_names_section_and_question(notebook):
