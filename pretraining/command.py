@@ -33,14 +33,23 @@ def run(program: str, purpose: str, recipe: "type[DataclassInstance]",
     parser.add_argument("--threads", type=int, help="of the CPU; none: PyTorch decides")
     parser.add_argument("--every-s", type=float, default=60.0, help="seconds between two checkpoints")
     args = vars(parser.parse_args(arguments))
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
-    try:
+
+    def work() -> dict[str, Any] | None:
         threads = args.pop("threads")
         if threads is not None and threads < 1:
             raise TrainingError(f"threads={threads}: needs at least 1")
         torch.set_num_threads(threads or torch.get_num_threads())
         chosen = recipe(**{field.name: args.pop(field.name) for field in dataclasses.fields(recipe)})
-        print(json.dumps(train(chosen, **args), indent=1))
+        return train(chosen, **args)
+
+    return printed(work)
+
+
+def printed(work: Callable[[], dict[str, Any] | None]) -> int:
+    """Print what the work gives, as JSON; its exit code: 0, 2 for wrong input, 130 after Ctrl-C."""
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    try:
+        print(json.dumps(work(), indent=1))
     except ThesisError as error:
         print(f"pretraining: error: {error}", file=sys.stderr)
         return 2

@@ -5,8 +5,6 @@ training in outputs/results. All pictures are drawn: more of those that the demo
 """
 
 import argparse
-import json
-import logging
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,8 +15,8 @@ import numpy as np
 import safetensors.torch
 import torch
 
+from pretraining.command import printed
 from thesis_lib.core import files, paths
-from thesis_lib.core.errors import ThesisError
 from thesis_lib.data import synthetic
 from thesis_lib.data.folders import Category, scan
 from thesis_lib.data.pictures import Pictures, Preprocess
@@ -124,16 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("name", choices=RECIPES)
     parser.add_argument("--out", type=Path, default=paths.states(), help="folder of the file (default: %(default)s)")
     args = parser.parse_args(arguments)
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
-    try:
-        print(json.dumps(train(args.name, args.out), indent=1))
-    except ThesisError as error:
-        print(f"pretraining: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("pretraining: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
-    return 0
+    return printed(lambda: train(args.name, args.out))
 
 
 if __name__ == "__main__":
