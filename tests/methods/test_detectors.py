@@ -438,6 +438,23 @@ def test_patchcore_pruned_gives_the_same_scores_and_maps(monkeypatch, score):
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("score", ["max", "reweighted", "author_cdist"])
+@pytest.mark.parametrize("engine", ["auto", "faiss", "cdist"])
+def test_patchcore_scores_without_maps_are_the_same(monkeypatch, engine, score):
+    """Of the stages for scores alone, which look at the whole bank for few patches."""
+    monkeypatch.setattr(search, "FIRST", 20)
+    batch = torch.stack([TEST[0], TRAIN[0][0]])
+    detector = fitted("patchcore", search=engine, bank="50%", score=score)
+    asked, genuine = [], search.Search.bounds
+    monkeypatch.setattr(search.Search, "bounds", lambda self, vectors: asked.append(len(vectors))
+                        or genuine(self, vectors))
+    found = batch
+    for stage in detector.score_stages.values():
+        found = stage(found)
+    assert len(asked) == (0 if score == "author_cdist" else len(batch))
+    torch.testing.assert_close(found.score, detector.predict(batch).score, rtol=1e-5, atol=1e-5)
+
+
 def test_patchcore_weights_are_used(tmp_path):
     """Layer 1 of another random network, from a file."""
     net = backbones.load("resnet18", (1,), "random", 9)

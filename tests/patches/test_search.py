@@ -160,9 +160,10 @@ def test_threads_are_set_while_searching_and_restored(monkeypatch, name, read, w
         write(before)
 
 
+@pytest.mark.parametrize("engine", search.ENGINES)
 @pytest.mark.parametrize("dim", [1, 6, 70])
 @pytest.mark.parametrize(("first", "fewest"), [(2, 1), (5, 4), (200, 64), (599, 7), (600, 7)])
-def test_pruned_finds_the_farthest_patch_and_bounds_the_others(monkeypatch, first, fewest, dim):
+def test_bounds_find_the_farthest_patch(monkeypatch, first, fewest, dim, engine):
     """Against brute force; some patches are rows of the bank, and two are equally far."""
     monkeypatch.setattr(search, "FIRST", first)
     monkeypatch.setattr(search, "FEWEST", fewest)
@@ -171,11 +172,18 @@ def test_pruned_finds_the_farthest_patch_and_bounds_the_others(monkeypatch, firs
     _, every = brute_force(bank, vectors, 1)
     nearest = every.min(axis=1)
     for order in (torch.arange(101), torch.arange(101).flip(0)):
-        distances, indices = search.Pruned().fit(bank).bounds(vectors[order])
+        distances, indices = search.ENGINES[engine]().fit(bank).bounds(vectors[order])
         np.testing.assert_allclose(distances[:, 0], every[order, indices[:, 0]], atol=1e-3)
         assert (distances[:, 0].numpy() > nearest[order] - 1e-4).all()
         assert distances.argmax() == torch.from_numpy(nearest[order]).argmax()      # the first of the equal ones
         assert distances.max().item() == pytest.approx(nearest.max(), abs=1e-4)
+
+
+def test_bounds_are_of_the_last_bank():
+    bank, vectors = data(dim=4)
+    finder = search.Auto().fit(bank + 100)
+    finder.bounds(vectors)
+    torch.testing.assert_close(finder.fit(bank).bounds(vectors), search.Auto().fit(bank).bounds(vectors))
 
 
 def test_pruned_looks_at_the_whole_bank_for_few_patches(monkeypatch):
@@ -187,7 +195,7 @@ def test_pruned_looks_at_the_whole_bank_for_few_patches(monkeypatch):
     genuine = search.Pruned._nearest
     monkeypatch.setattr(search.Pruned, "_nearest", lambda self, x, k: asked.append(len(x)) or genuine(self, x, k))
     distances, _ = finder.bounds(vectors)
-    assert distances.argmax() == 1000 and asked == [search.FEWEST]
+    assert distances.argmax() == 1000 and asked == [len(vectors), search.FEWEST]
 
 
 def test_no_threads_given_keeps_the_setting():

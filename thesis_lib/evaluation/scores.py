@@ -65,7 +65,8 @@ def evaluate_many(detectors: Mapping[str, Detector], category: Category, preproc
                   force: bool = False) -> dict[str, pd.DataFrame]:
     """`evaluate` for several detectors; those with the same network run it once over all pictures.
 
-    pixels False leaves out pixel AUROC and PRO, which cost more than the rest in a large comparison.
+    pixels False leaves out pixel AUROC and PRO, which cost more than the rest in a large comparison, and the distances
+    that no score needs (`score_stages`).
     A detector without anything random gets one row, that of the first seed: the others would be the same.
     """
     seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
@@ -215,7 +216,8 @@ def _score(fitted: Mapping[K, Detector], maps: Extracted | Stored,
     """
     scores: dict[K, list[torch.Tensor]] = {key: [] for key in fitted}
     predictions: dict[K, list[Prediction]] = {}
-    stages = {key: list(detector.stages.values()) for key, detector in fitted.items()}
+    stages = {key: list((detector.stages if with_maps else detector.score_stages).values())
+              for key, detector in fitted.items()}
     first_key, first = next(iter(fitted.items()))
     shared = len(first.shared)
     batches: Iterator[Any]

@@ -76,11 +76,19 @@ class PatchCore(PatchDetector):
 
     @property
     def stages(self) -> Stages:
+        return self._stages(isinstance(self._learned("search_"), search.Pruned))
+
+    @property
+    def score_stages(self) -> Stages:
+        return self._stages(self.coreset == "greedy")       # whose first rows bound the distance to all of them
+
+    def _stages(self, bounded: bool) -> Stages:
+        """bounded: bounds of the distances are enough for the score; the map, which is not timed, then searches for
+        all patches when it is asked for.
+        """
         rule, finder = scoring.RULES[self.score], self._learned("search_")
         k = rule.searched(self.neighbours)
-        # Bounds of the distances are enough for the score; the map, which is not timed, then searches for all patches
-        # when it is asked for.
-        bounded = k == 1 and isinstance(finder, search.Pruned)
+        bounded = bounded and k == 1
 
         def find(patches: Patches) -> scoring.Neighbours:
             distances, indices = finder.query(patches.counted, k)

@@ -7,6 +7,7 @@ Letters: Q queries, M bank rows, D embedding, k neighbours.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Self
 
 import faiss
@@ -24,7 +25,7 @@ BLOCK = 2**21           # distances at a time, 8 MB; measured with benchmarks/be
 FEWEST = 64             # queries at a time even so: with fewer a product is slow
 MANY = 128_000          # numbers of all queries together, from which on FAISS (1.15) multiplies matrices and is faster
 CLOSE = 1e-3            # squared distance by squared length: below it |x|^2 - 2xy + |y|^2 has lost half its digits
-FIRST = 200             # bank rows, and a tenth of a larger bank, that bound a distance; see Pruned
+FIRST = 200             # bank rows, and a tenth of a larger bank, that bound a distance; see `bounds`
 
 
 @dataclass
@@ -43,6 +44,7 @@ class Search:
         """Keep the bank (M, D), with what the search needs to know of it beforehand; ThesisError where it holds NaN."""
         check_finite("bank", bank)
         self.bank = bank.contiguous().float()
+        self.__dict__.pop("_first", None)       # of an earlier bank
         return self
 
     def query(self, vectors: torch.Tensor, k: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
@@ -63,6 +65,30 @@ class Search:
             raise ThesisError("vectors: their squared distances to the bank are beyond the range of float32")
         squared = squared.clamp_min(0)      # |x|^2 - 2xy + |y|^2 rounds below zero near a bank row
         return (squared if self.distance == "l2_squared" else squared.sqrt()), indices
+
+    def bounds(self, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Patches (P, D) of one picture -> distances, indices (P, 1) as of `query`: exact for the farthest patch, of
+        the others the distance to some row, smaller than that of the farthest.
+
+        A shorter way to the score of a picture, which only asks for the patch farthest from the bank. The first rows,
+        which a greedy coreset has spread over everything nominal, bound the distance to all. Nothing is approximated.
+        """
+        # 1. An upper bound of every patch: the distance to the nearest of the first rows alone.
+        distances, indices = self._first.query(vectors)
+        # 2. The whole bank for the patches with the largest bounds, some at a time; `farthest` is s* among them.
+        order, farthest = distances[:, 0].argsort(descending=True), -1.0
+        for part in order.split(FEWEST):
+            # 3. The largest bound that is left lies below s*: no other patch can be the farthest.
+            if self._first is self or distances[part[0], 0] < farthest:
+                break
+            distances[part], indices[part] = self.query(vectors[part])
+            farthest = max(farthest, distances[part].max().item())
+        return distances, indices
+
+    @cached_property
+    def _first(self) -> Self:
+        first = max(FIRST, len(self.bank) // 10)
+        return type(self)(self.distance, self.threads).fit(self.bank[:first]) if first < len(self.bank) else self
 
     def _nearest(self, vectors: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Squared distances (Q, k) ascending and indices (Q, k)."""
@@ -148,34 +174,7 @@ class Auto(Torch):
 
 
 class Pruned(Auto):
-    """`Auto`, and a shorter way to the score of a picture, which only asks for the patch farthest from the bank.
-
-    The nearest of the first rows, which a greedy coreset has spread over everything nominal, is an upper bound of the
-    distance to the whole bank. The patches with the largest bounds are searched for exactly, until no other one's
-    bound reaches the largest distance found. Nothing is approximated. Measured with benchmarks/bench_picture.py.
-    """
-
-    def fit(self, bank: torch.Tensor) -> Self:
-        super().fit(bank)
-        first = max(FIRST, len(bank) // 10)
-        self._first = Auto(self.distance, self.threads).fit(self.bank[:first]) if first < len(bank) else self
-        return self
-
-    def bounds(self, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Patches (P, D) of one picture -> distances, indices (P, 1) as of `query`: exact for the farthest patch, of
-        the others the distance to some row, smaller than that of the farthest.
-        """
-        # 1. An upper bound of every patch: the distance to the nearest of the first rows alone.
-        distances, indices = self._first.query(vectors)
-        # 2. The whole bank for the patches with the largest bounds, some at a time; `farthest` is s* among them.
-        order, farthest = distances[:, 0].argsort(descending=True), -1.0
-        for part in order.split(FEWEST):
-            # 3. The largest bound that is left lies below s*: no other patch can be the farthest.
-            if self._first is self or distances[part[0], 0] < farthest:
-                break
-            distances[part], indices[part] = self.query(vectors[part])
-            farthest = max(farthest, distances[part].max().item())
-        return distances, indices
+    """`Auto`, and whoever predicts a picture asks it for `bounds` first: measured with benchmarks/bench_picture.py."""
 
 
 class Numpy(Search):
