@@ -207,6 +207,9 @@ def answer(asked: dict, held: dict) -> dict:
         return {}
     if do == "step":
         tensors = torch.load(asked["file"], weights_only=True)
+        for layer in side.model.modules():
+            if isinstance(layer, nn.Dropout):
+                layer.p = asked["dropout"]
         seconds, losses = timed(side.step, asked["number"], tensors["image"], tensors["penalty"], tensors["changed"])
         return {"seconds": seconds, "losses": losses}
     image = given["test"][asked["number"]]

@@ -15,13 +15,16 @@ channels, rows of the bank and threads. Sides take turns in a new order each rou
 picture each for `--rounds` rounds. A ratio is the time of a side over that of the other implementation in the same
 round, the median of all; a spread is their interquartile range over it. Where both ought to say the same, `difference`
 is the largest relative difference over the test pictures; `rank` is Spearman's correlation of the scores themselves.
-What each comparison leaves different stands in DIFFERENCES and is printed. Ours loads its network from the file in
-every fit, anomalib's is loaded before; engine `fast` exports it, too.
+`times_arithmetic` is a picture of EfficientAD over its convolutions alone, in torch with channels last. What each
+comparison leaves different stands in DIFFERENCES and is printed. Ours loads its network from the file in every fit,
+anomalib's is loaded before; engine `fast` exports it, too.
 """
 
 import argparse
+import copy
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 
@@ -29,6 +32,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.stats import spearmanr
+from torch import nn
 
 from benchmarks import bench_training, common
 from thesis_lib import data
@@ -255,6 +259,31 @@ def case(detector: Detector, peer: common.Peer | None, batches: list[torch.Tenso
     return Case(sides | {"plain": kind(eager)}, "plain")
 
 
+@torch.no_grad()
+def arithmetic_ms(detector: EfficientAD, image: torch.Tensor) -> float:
+    """Milliseconds of all convolutions of the three networks alone, each the median of 5 calls on its own input."""
+    seen: list[tuple[nn.Conv2d, torch.Tensor]] = []
+    teacher, student, autoencoder = detector.backbone_.levels, *detector.networks_.values()
+    hooks = [layer.register_forward_hook(lambda layer, given, _: seen.append((layer, given[0])))
+             for network in (teacher, student, autoencoder) for layer in network.modules()
+             if isinstance(layer, nn.Conv2d)]
+    detector.predict(image)
+    for hook in hooks:
+        hook.remove()
+    seconds = 0.0
+    for layer, given in seen:
+        laid = copy.deepcopy(layer).to(memory_format=torch.channels_last)
+        given = given.contiguous(memory_format=torch.channels_last)
+        laid(given)
+        taken = []
+        for _ in range(5):
+            began = Side.clock()
+            laid(given)
+            taken.append(Side.clock() - began)
+        seconds += float(np.median(taken))
+    return 1e3 * seconds
+
+
 def compare(detector: Detector, found: Case, fits: int, rounds: int, images: int) -> list[dict]:
     """One line per side; the ratios are to the other implementation in the same round."""
     fitted = found.fits(fits)
@@ -275,6 +304,10 @@ def compare(detector: Detector, found: Case, fits: int, rounds: int, images: int
             line["difference"] = float(np.abs(same[name] / same[found.other] - 1).max())
             line["rank"] = float(spearmanr(scores[name], scores[found.other]).statistic)
         lines.append(line)
+    if isinstance(detector, EfficientAD):
+        floor = arithmetic_ms(found.sides["thesis_lib, eager"].detector, found.sides["thesis_lib, eager"].images[0])
+        for line in lines:
+            line["times_arithmetic"] = line["picture_ms"] / floor
     return lines
 
 
@@ -303,13 +336,10 @@ def main(arguments: list[str] | None = None) -> None:
     images = [load_image(category.test[number].path, preprocess)[None] for number in chosen]
     known, peer, lines = detectors(args), common.peer(args), []
     methods = [name for name in args.methods if peer or name not in ANOMALIB]
-    try:
+    with peer or nullcontext():
         for name in methods:
             lines += compare(known[name], case(known[name], peer, batches, images), args.fits, args.rounds, len(images))
             print(f"{name}: {DIFFERENCES[name]}")
-    finally:
-        if peer:
-            peer.__exit__()
     subject = {"category": category.name, "data": category.fingerprint,
                "weights": {name: backbones.record(known[name].backbone, known[name].weights) for name in methods},
                "parameters": {name: known[name].parameters(identity_only=True) for name in methods}}
