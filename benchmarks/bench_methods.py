@@ -312,18 +312,18 @@ def compare(detector: Detector, found: Case, fits: int, rounds: int, images: int
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = common.parser(__doc__, rounds=15)
+    parser = common.parser(__doc__, rounds=10)
     common.add_pictures(parser)
     common.add_peer(parser)
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     parser.add_argument("--fits", type=int, default=3, help="timed fits of every side")
-    parser.add_argument("--train-pictures", type=int, default=40, help="as many of the category are learned from")
-    parser.add_argument("--test-pictures", type=int, default=10, help="evenly spaced ones of the category are compared")
+    parser.add_argument("--train-pictures", type=int, default=24, help="as many of the category are learned from")
+    parser.add_argument("--test-pictures", type=int, default=5, help="evenly spaced ones of the category are compared")
     parser.add_argument("--image-size", type=int, default=256, help="side in pixels")
     parser.add_argument("--pdn-weights", default="bundled", help="of EfficientAD's teacher: bundled, random or a file")
     parser.add_argument("--bank", type=int, default=1000, help="rows of PatchCore's")
     parser.add_argument("--channels", type=int, default=100, help="of PaDiM")
-    parser.add_argument("--steps", type=int, default=5, help="of EfficientAD's training")
+    parser.add_argument("--steps", type=int, default=3, help="of EfficientAD's training")
     parser.add_argument("--neighbours", type=int, default=3, help="nearest pictures of SPADE")
     parser.add_argument("--passes", type=int, default=2, help="of SimpleNet's training through all pictures")
     args = parser.parse_args(arguments)
