@@ -58,4 +58,4 @@ check: $(READY)  ## style and types of the code, style of the notebooks
 	$(BIN)/nbstripout --verify --keep-id notebooks/*.ipynb
 
 clean:  ## remove the environment and everything generated, except what is committed
-	rm -rf $(VENV) data/demo outputs/notebooks outputs/checkpoints outputs/features outputs/scratch outputs/site outputs/quick
+	rm -rf $(VENV) data/demo outputs/notebooks outputs/checkpoints outputs/features outputs/scratch outputs/site outputs/quick outputs/peer

@@ -6,14 +6,20 @@
 The restatement is the step as its paper and code tell it, without anything kept: the teacher describes both pictures
 at every step and the student's whole last layer runs three times; SimpleNet's network looks at its pictures in every
 pass. Both sides begin with the same weights and draw the same numbers, so that their losses are equal up to rounding;
-where they are not, nothing is printed but that. Steps take turns (--rounds of them, after one that is not timed). The
-arithmetic is what our step multiplies, forwards and backwards, at the rate of a large float32 matrix product; it is no
-bound, since convolutions may run faster than that product. The table is printed and stored as a row "benchmark".
+where they are not, nothing is printed but that. Steps take turns (--rounds of them, after one that is not timed).
+EfficientAD's step stands beside anomalib 2.7's, too, where `--peer` names an environment with it (`bench_methods` says
+how to make one), in float32 and with a penalty: it gets our pictures, the changed one and the penalty's among them, our
+weights and our statistics of the teacher. Its memory layout draws another dropout, so the first step, which is not
+timed, has none on any side, and there the losses must be equal; later ones differ by that. Pictures of the penalty are
+drawn before the clock starts, for all sides (one takes some 31 ms).
+
+The arithmetic is what our step multiplies, forwards and backwards, at the rate of a large float32 matrix product; it is
+no bound, since convolutions may run faster than that product. The table is printed and stored as a row "benchmark".
 """
 
 import argparse
-import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack, nullcontext
 
 import numpy as np
 import torch
@@ -24,14 +30,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import common
 from thesis_lib import data
 from thesis_lib.core.seeds import seed_of
+from thesis_lib.data.pictures import denormalise
 from thesis_lib.evaluation import limits
 from thesis_lib.methods import EfficientAD, SimpleNet
 from thesis_lib.methods.efficientad import CHANNELS, GREY, augmented, hard_loss
 from thesis_lib.methods.simplenet import pictures_of
 from thesis_lib.methods.trained import Trained
+from thesis_lib.networks import autoencoder
 from thesis_lib.training import distillation
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 3e-2}     # relative difference of a loss; roundings grow from step to step
+DROPOUT = autoencoder.DROPOUT
 LEAST = 1e-3            # a loss below it is compared as if it were this
 Losses = Mapping[str, torch.Tensor]
 
@@ -55,6 +64,31 @@ class Side:
         for part in (*self.optimizers, *self.schedules):
             part.step()
         return {name: value.item() for name, value in values.items()}
+
+    def shown(self, number: int) -> dict[str, torch.Tensor]:
+        """What EfficientAD's student will see in this step, from 0 to 1: picture, penalty's, changed one."""
+        seen = []
+        hook = self.networks["student"][0].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+        torch.manual_seed(seed_of("step", self.seed, number))
+        with torch.no_grad():
+            self.losses(self.networks, number)
+        hook.remove()
+        image, penalty, changed = denormalise(seen[0]).contiguous().split(1)
+        return {"image": image, "penalty": penalty, "changed": changed}
+
+    def drop(self, share: float) -> None:
+        for layer in self.networks.modules():
+            if isinstance(layer, nn.Dropout):
+                layer.p = share
+
+
+def prepare_peer(peer: common.Peer, detector: EfficientAD, side: Side, constants: Losses, rounds: int) -> None:
+    """anomalib's networks as ours begin."""
+    begin = side.networks.state_dict()
+    seeds = [seed_of("step", detector.seed, number) for number in range(rounds + 1)]
+    peer.ask("prepare", {"weights": common.torchvision_state(detector.backbone_), "begin": begin, "seeds": seeds,
+                         "steps": detector.steps}, method=detector.name)
+    peer.ask("adopt", {**begin, **constants, "quantiles": torch.tensor([[0.0, 1.0], [0.0, 1.0]])})
 
 
 def plain_efficientad(detector: EfficientAD, collected, constants: Losses) -> Callable[[nn.ModuleDict, int], Losses]:
@@ -100,46 +134,76 @@ def plain_simplenet(detector: SimpleNet, images: torch.Tensor) -> Callable[[nn.M
     return losses
 
 
-def sides_of(detector: Trained, train: data.Pictures) -> dict[str, Side]:
-    """Both trainings, ready for their first step; `gather` has done for ours what it does once."""
+def sides_of(detector: Trained, train: data.Pictures, rounds: int) -> tuple[dict[str, Side], Losses]:
+    """Both trainings, ready for their first step, and the constants; `gather` has done for ours what it does once."""
     collected = detector.collect(train)
     with torch.no_grad():
         constants = detector.prepare(collected)
     if isinstance(detector, EfficientAD):
+        if detector.penalty != "none":
+            detector._penalty = [detector._penalty[number] for number in range(rounds + 1)]
         plain = plain_efficientad(detector, collected, constants)
     else:
         plain = plain_simplenet(detector, torch.cat(list(train)))
-    return {"thesis_lib": Side(detector, collected, lambda *at: detector.losses(at[0], constants, collected, at[1])),
-            "plain": Side(detector, collected, plain)}
+    ours = Side(detector, collected, lambda *at: detector.losses(at[0], constants, collected, at[1]))
+    return {"thesis_lib": ours, "plain": Side(detector, collected, plain)}, constants
 
 
-def compare(detector: Trained, train: data.Pictures, rounds: int, machine: limits.Machine) -> list[dict]:
+def compare(detector: Trained, train: data.Pictures, rounds: int, machine: limits.Machine, clock: Callable[[], float],
+            peer: common.Peer | None = None) -> list[dict]:
     """One line per side: milliseconds of a step, its losses in the last round, and times the arithmetic."""
-    sides = sides_of(detector, train)
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    sides, constants = sides_of(detector, train, rounds)
+    names, other = list(sides), None
+    if peer and isinstance(detector, EfficientAD) and detector.penalty != "none" and detector.precision == "float32":
+        prepare_peer(peer, detector, sides["thesis_lib"], constants, rounds)
+        other = f"anomalib {peer.version}"
+        names.append(other)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
     rng, macs, last = np.random.default_rng(0), 0.0, {}
     for number in range(rounds + 1):
-        for name in rng.permutation(list(sides)):
-            began = time.perf_counter()
-            if number == 0 and name == "thesis_lib":
-                with FlopCounterMode(display=False) as counted:
-                    last[name] = sides[name].step(number)
-                macs = counted.get_total_flops() / 2
+        share = 0.0 if other and number == 0 else DROPOUT
+        for side in sides.values():
+            side.drop(share)
+        shown = sides["thesis_lib"].shown(number) if other else None
+        for name in rng.permutation(names):
+            if name == other:
+                answer = peer.ask("step", shown, number=number, dropout=share)
+                last[name], taken = answer["losses"], answer["seconds"]
             else:
-                last[name] = sides[name].step(number)
+                began = clock()
+                with FlopCounterMode(display=False) if number == 0 else nullcontext() as counted:
+                    last[name] = sides[name].step(number)
+                taken = clock() - began
+                if number == 0 and name == "thesis_lib":
+                    macs = counted.get_total_flops() / 2
             if number > 0:
-                seconds[name].append(time.perf_counter() - began)
-        for loss, value in last["plain"].items():
-            if abs(last["thesis_lib"][loss] - value) > TOLERANCE[detector.precision] * max(LEAST, value):
-                raise SystemExit(f"{detector.name}, step {number + 1}: the sides do not lose the same, {last}")
+                seconds[name].append(taken)
+        check(detector, number, last, other if number == 0 else None)
     floor = 1e3 * macs / machine.macs_per_s
-    lines = []
-    for name in sides:
-        taken = common.statistics(np.array(seconds[name]), np.array(seconds["plain"]))
-        lines.append({"method": detector.name, "side": name, **taken, "steps_per_s": 1e3 / taken["ms_median"],
-                      "times_arithmetic": taken["ms_median"] / floor, **last[name]})
+    taken, lines = {name: np.array(values) for name, values in seconds.items()}, []
+    for name in names:
+        line = {"method": detector.name, "side": name, **common.statistics(taken[name], taken["plain"])}
+        line["spread"] = common.spread(taken[name] / taken["plain"])
+        if other:
+            line["to_anomalib"] = float(np.median(taken[name] / taken[other]))
+        lines.append(line | {"steps_per_s": 1e3 / line["ms_median"], "times_arithmetic": line["ms_median"] / floor,
+                             **last[name]})
+    plain = lines[1]
     return [*lines, {"method": detector.name, "side": "arithmetic, float32", "ms_median": floor,
-                     "ratio": floor / lines[-1]["ms_median"], "steps_per_s": 1e3 / floor}]
+                     "ratio": floor / plain["ms_median"], "steps_per_s": 1e3 / floor}]
+
+
+def check(detector: Trained, number: int, last: dict[str, dict[str, float]], other: str | None) -> None:
+    """SystemExit where the sides do not lose the same; other: the one that adds the penalty to the first loss."""
+    ours, compared = last["thesis_lib"], {"plain": last["plain"]}
+    if other:
+        compared[other] = last[other]
+    for name, losses in compared.items():
+        for loss, value in losses.items():
+            own = sum(ours[part] for part in loss.split("+"))
+            if abs(own - value) > TOLERANCE[detector.precision] * max(LEAST, value):
+                raise SystemExit(f"{detector.name}, step {number + 1}: the sides do not lose the same, {name}: {loss} "
+                                 f"{value}, thesis_lib: {own}")
 
 
 def detectors(args: argparse.Namespace) -> list[Trained]:
@@ -152,6 +216,7 @@ def detectors(args: argparse.Namespace) -> list[Trained]:
 def main(arguments: list[str] | None = None) -> None:
     parser = common.parser(__doc__, rounds=20)
     common.add_pictures(parser)
+    common.add_peer(parser)
     parser.add_argument("--methods", nargs="+", default=["efficientad", "simplenet"],
                         choices=["efficientad", "simplenet"])
     parser.add_argument("--pdn-weights", default="bundled", help="of EfficientAD's teacher: bundled, random or a file")
@@ -164,12 +229,16 @@ def main(arguments: list[str] | None = None) -> None:
     category, _ = common.pictures(args)
     train = data.Pictures(category.train[:args.train_pictures], data.Preprocess(image_size=args.image_size))
     machine, lines, compared = limits.machine(), [], detectors(args)
-    for detector in compared:
-        lines += compare(detector, train, args.rounds, machine)
+    with ExitStack() as stack:
+        peer = common.peer(args) if "efficientad" in args.methods else None
+        if peer:
+            stack.enter_context(peer)
+        for detector in compared:
+            lines += compare(detector, train, args.rounds, machine, common.clock(args), peer)
     subject = {"category": category.name, "data": category.fingerprint,
                "weights": {detector.name: detector.backbone_.weights for detector in compared},
                "parameters": {detector.name: detector.parameters(identity_only=True) for detector in compared}}
-    common.report("training", args, subject, lines, "precision", "penalty", "train_pictures", "image_size")
+    common.report("training", args, subject, lines, "precision", "penalty", "train_pictures", "image_size", "clock")
 
 
 if __name__ == "__main__":

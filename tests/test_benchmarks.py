@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import bench_coreset, bench_picture, bench_promise, bench_search, bench_training, common
+from benchmarks import (
+    bench_coreset,
+    bench_methods,
+    bench_picture,
+    bench_promise,
+    bench_search,
+    bench_training,
+    common,
+)
 from tests.patches.test_coreset import clustered, farthest_first
 from thesis_lib import data
 from thesis_lib.core import identity, paths
@@ -133,7 +141,7 @@ def test_other_distances_than_cdist_stop_it(monkeypatch):
 
 
 TRAINING = ["--category", "pad", "--weights", "random", "--pdn-weights", "random", "--rounds", "2",
-            "--image-size", "64", "--train-pictures", "4", "--threads", "1"]
+            "--image-size", "64", "--train-pictures", "4", "--threads", "1", "--peer", "none"]
 
 
 def test_training_is_printed_and_stored_with_equal_losses(make_category, capsys, one_giga):
@@ -157,6 +165,79 @@ def test_another_step_than_the_plain_one_stops_it(make_category, monkeypatch, on
         bench_training.main(["--data", str(make_category(size=64)), *TRAINING, "--methods", "efficientad"])
 
 
+METHODS = ["--category", "pad", "--weights", "random", "--pdn-weights", "random", "--rounds", "2", "--fits", "1",
+           "--image-size", "64", "--train-pictures", "4", "--test-pictures", "3", "--threads", "1", "--passes", "1"]
+
+
+def test_methods_beside_restatements_without_the_peer(make_category, capsys, tmp_path):
+    bench_methods.main(["--data", str(make_category(size=64)), *METHODS, "--peer", str(tmp_path / "none")])
+    lines, row = stored("methods")
+    sides = ["thesis_lib, eager", "thesis_lib, fast", "plain"]
+    assert [(line["method"], line["side"]) for line in lines] == [(method, side) for method in ("spade", "simplenet")
+                                                                  for side in sides]
+    for line in lines:
+        assert len(line["raw_fit_s"]) == 1 and len(line["raw_picture_ms"]) == 2
+        if line["side"] == "plain":
+            assert line["fit_ratio"] == line["picture_ratio"] == 1
+        else:
+            assert line["difference"] < 1e-3 and line["rank"] == pytest.approx(1)
+    printed = capsys.readouterr().out
+    assert "is not there; make it by" in printed and "anomalib==2.7" in printed
+    assert "| spade | plain |" in printed and row["protocol.clock"] == "wall"
+
+
+PRETENDED = """
+import json, sys
+def say(**answer): print(json.dumps(answer), flush=True)
+say(anomalib="2.7.x")
+for line in sys.stdin:
+    asked = json.loads(line)
+    if asked["do"] == "fail":
+        break
+    say(seconds=2.0, score=1.0 + asked.get("number", 0), threads=asked["threads"], clock=asked["clock"])
+"""
+
+
+@pytest.fixture
+def pretended(tmp_path):
+    """A Python that answers in anomalib's place, whatever program it is told to run."""
+    (tmp_path / "answers.py").write_text(PRETENDED)
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\nexec {sys.executable} {tmp_path / 'answers.py'}\n")
+    python.chmod(0o755)
+    return str(python)
+
+
+def test_a_peer_that_ends_says_how_it_is_made(pretended):
+    with common.Peer(pretended, 3, "processor") as peer:
+        assert peer.version == "2.7.x"
+        answer = peer.ask("predict", number=4)
+        assert answer == {"seconds": 2.0, "score": 5.0, "threads": 3, "clock": "processor"}
+        with pytest.raises(SystemExit, match="anomalib: its process has ended"):
+            peer.ask("fail")
+
+
+def test_methods_are_compared_with_a_peer(make_category, capsys, pretended):
+    """What is sent can be written and what is answered counts; that anomalib understands it needs its environment."""
+    bench_methods.main(["--data", str(make_category(size=64)), *METHODS, "--peer", pretended, "--bank", "20",
+                        "--channels", "10", "--steps", "2", "--methods", "patchcore", "padim", "efficientad"])
+    lines, _ = stored("methods")
+    assert [line["side"] for line in lines] == ["thesis_lib, eager", "thesis_lib, fast", "anomalib 2.7.x"] * 3
+    for line in lines:
+        assert (line["fit_s"] == 2 and line["picture_ms"] == 2000) == line["side"].startswith("anomalib")
+        assert ("times_arithmetic" in line) == (line["method"] == "efficientad")
+    assert "| padim | anomalib 2.7.x | 2 | 1 | 0 | 2e+03 | 1 | 0 |  |  |" in capsys.readouterr().out
+
+
+def test_other_losses_than_the_peers_stop_it(make_category, pretended, monkeypatch, one_giga):
+    losses = {"hard+penalty": 1e9, "autoencoder": 1.0, "student_autoencoder": 1.0}
+    ask = common.Peer.ask
+    monkeypatch.setattr(common.Peer, "ask", lambda self, *given, **more: ask(self, *given, **more) | {"losses": losses})
+    with pytest.raises(SystemExit, match="step 1: the sides do not lose the same, anomalib 2"):
+        bench_training.main(["--data", str(make_category(size=64)), *TRAINING, "--methods", "efficientad", "--peer",
+                             pretended])
+
+
 def as_program(name, *arguments):
     """What `python -m benchmarks.bench_name` prints."""
     command = [sys.executable, "-m", f"benchmarks.bench_{name}", *arguments]
@@ -164,7 +245,7 @@ def as_program(name, *arguments):
 
 
 @pytest.mark.parametrize(("name", "option"), [("coreset", "--sizes"), ("picture", "--layers"), ("search", "--shapes"),
-                                              ("training", "--penalty")])
+                                              ("training", "--penalty"), ("methods", "--fits")])
 def test_help_names_the_options(name, option):
     assert option in as_program(name, "--help")
 

@@ -17,6 +17,7 @@ from thesis_lib.methods import EfficientAD
 from thesis_lib.methods.efficientad import Outputs, TaughtPictures, augmented, halves, hard_loss
 from thesis_lib.networks import autoencoder, engines
 from thesis_lib.networks.pdn import PDN
+from thesis_lib.networks.torch_setup import training_layout
 from thesis_lib.training import distillation
 
 pytestmark = pytest.mark.usefixtures("networks_built_once")
@@ -147,6 +148,25 @@ def test_losses_fall_and_all_parts_are_there():
     assert set(losses) == {"hard", "autoencoder", "student_autoencoder", "penalty"}
     assert np.mean(losses["hard"][-5:]) < 0.9 * np.mean(losses["hard"][:5])
     assert "penalty" not in EfficientAD(**TINY).fit([images()]).course_.losses
+
+
+@pytest.mark.parametrize(("units", "last"), [("AVX2", False), ("AVX512", True), ("DEFAULT", True), ("SVE256", True)])
+def test_layout_of_a_training_is_decided_by_the_units_of_the_processor(monkeypatch, units, last):
+    """Both layouts learn the same up to rounding and the dropout, which has no part in the first L_hard."""
+    here = EfficientAD(**TINY).fit([images()])
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: units)
+    detector = EfficientAD(**TINY, resume=False).fit([images()])
+    weights = detector.networks_["student"].conv2.weight
+    assert weights.is_contiguous(memory_format=torch.channels_last) == last and weights.is_contiguous() != last
+    assert detector.course_.losses["hard"][0] == pytest.approx(here.course_.losses["hard"][0], rel=1e-4)
+    again = EfficientAD(**TINY, resume=False).fit([images()])
+    assert detector.course_.losses == again.course_.losses, "the clock has no part in it"
+
+
+def test_layout_on_a_graphics_card_does_not_ask_the_processor(monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert training_layout("cuda") is torch.channels_last
+    assert training_layout("cpu") is torch.contiguous_format
 
 
 def test_a_folder_of_penalties_counts_by_its_pictures(tmp_path):

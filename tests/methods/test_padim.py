@@ -79,11 +79,13 @@ def test_panels_hold_the_whole_lower_triangle_and_are_counted(d):
 def test_blocks_of_positions_change_nothing(pad, small, monkeypatch):
     pictures = data.Pictures(pad.train, small)
     whole = make(channels=20).fit(pictures)
-    monkeypatch.setattr(padim, "WORKSPACE", 1e-9)       # one position at a time
-    single = make(channels=20).fit(pictures)
-    for one, other in zip(whole.factor_, single.factor_, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(whole.mean_, single.mean_)
+    for reading, computing in ((1e-9, 16), (0.25, 1), (0.25, 7), (0.25, 10**6)):       # the first reads one position
+        monkeypatch.setattr(padim, "WORKSPACE", reading)
+        monkeypatch.setattr(padim, "CACHED", computing)
+        other = make(channels=20).fit(pictures)
+        for one, panel in zip(whole.factor_, other.factor_, strict=True):
+            torch.testing.assert_close(one, panel, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(whole.mean_, other.mean_)
 
 
 def test_channels_are_drawn_by_the_seed_and_saved(pad, small, tmp_path):

@@ -32,6 +32,7 @@ from thesis_lib.methods.trained import Optimizers, Schedules, Trained, held_out,
 from thesis_lib.networks import autoencoder, backbones, engines
 from thesis_lib.networks.maps import Extracted, Stored
 from thesis_lib.networks.pdn import CHANNELS, PDN, RIM
+from thesis_lib.networks.torch_setup import training_layout
 from thesis_lib.networks.weightfiles import torchvision
 from thesis_lib.training import distillation, sources
 
@@ -139,7 +140,8 @@ class EfficientAD(Trained):
     def architecture(self) -> nn.ModuleDict:
         networks = {"student": PDN(self.backbone, 2 * CHANNELS), "autoencoder": autoencoder.build(self.side_, CHANNELS)}
         # The types that come with torch lack this argument.
-        return nn.ModuleDict(networks).to(memory_format=torch.channels_last)        # type: ignore[call-overload]
+        return nn.ModuleDict(networks).to(                                  # type: ignore[call-overload]
+            memory_format=training_layout(self.torch_device))
 
     def steps_of(self, collected: TaughtPictures) -> int:
         return self.steps
@@ -204,7 +206,7 @@ class EfficientAD(Trained):
         changed, pictures = augmented(image), [image]
         if self.penalty != "none":
             pictures.append(distillation.greyed(self._penalty[step], GREY).to(self.torch_device))
-        shown = torch.cat([*pictures, changed]).contiguous(memory_format=torch.channels_last)
+        shown = torch.cat([*pictures, changed]).contiguous(memory_format=training_layout(self.torch_device))
         # 3. Of the changed picture: T, normalised, and A. Of the student: S of all others, S' of the changed one.
         teacher = (self.backbone_(shown[-1:])[1].float() - constants["mean"]) / constants["std"]
         rebuilt = networks["autoencoder"](shown[-1:]).float()

@@ -27,6 +27,7 @@ from thesis_lib.patches.embedding import OUTSIDE, Patches
 log = logging.getLogger("thesis_lib")
 PANEL = 32              # rows of the factor kept together: what lies above the diagonal is stored only within them
 WORKSPACE = 0.25        # GB of float64 that one block of positions may take while learning
+CACHED = 16             # positions whose matrices are worked on together: what they need stays in the cache
 
 
 @dataclass(kw_only=True)
@@ -96,17 +97,19 @@ class PaDiM(PatchDetector):
         self.channels_ = torch.from_numpy(np.sort(rng.choice(total, d, replace=False)))
         self.mean_ = torch.empty(positions, d)
         self.factor_ = [torch.empty(positions, rows, columns) for rows, columns in panels(d)]
-        # float64 numbers of one position: what is read of it (as float32, so half of them), x and x - mu of the d
-        # channels kept, and four matrices d x d: covariance, eps I, L and L^-1.
-        block = max(1, int(WORKSPACE * 1e9 / 8 / (n * total / 2 + 2 * n * d + 4 * d * d)))
+        # float64 numbers of one position: what is read of it, and of that the d channels kept, both as float32, so half
+        # of them. Its matrices count little: there are never more than those of CACHED positions.
+        block = max(1, int(WORKSPACE * 1e9 / 8 / (n * total / 2 + n * d / 2)))
         starts = range(0, positions, block)
         for start in track(starts, len(starts), "gaussians"):
             part = slice(start, start + block)
             vectors = torch.from_numpy(np.array(collected[:, part]))[..., self.channels_]       # (N, p, d)
-            mean, inverse = gaussians(vectors.transpose(0, 1).double(), self.eps)
-            self.mean_[part] = mean
-            for panel, (rows, columns) in zip(self.factor_, panels(d), strict=True):
-                panel[part] = inverse[:, columns - rows:columns, :columns]
+            for first, few in enumerate(vectors.transpose(0, 1).split(CACHED)):
+                mean, inverse = gaussians(few.double(), self.eps)
+                place = slice(start + first * CACHED, start + first * CACHED + len(few))
+                self.mean_[place] = mean
+                for panel, (rows, columns) in zip(self.factor_, panels(d), strict=True):
+                    panel[place] = inverse[:, columns - rows:columns, :columns]
             memory.release(collected)
         unknown = int((self.factor_[0][:, 0, 0] == 0).sum())
         if unknown:
@@ -172,9 +175,10 @@ def _gaussians_of_some(vectors: torch.Tensor, absent: torch.Tensor,
 
 
 def _whitening(covariance: torch.Tensor, eps: float) -> torch.Tensor:
-    """L^-1 (P, d, d) of covariance + eps I = L L^T."""
+    """L^-1 (P, d, d) of covariance + eps I = L L^T; the covariance is changed."""
+    covariance.diagonal(dim1=1, dim2=2).add_(eps)
     identity = torch.eye(covariance.shape[-1], dtype=covariance.dtype)
-    return torch.linalg.solve_triangular(torch.linalg.cholesky(covariance + eps * identity), identity, upper=False)
+    return torch.linalg.solve_triangular(torch.linalg.cholesky(covariance), identity, upper=False)
 
 
 def distances(deviations: torch.Tensor, factor: list[torch.Tensor]) -> torch.Tensor:

@@ -57,7 +57,7 @@ class SimpleNet(Trained, PatchDetector):
 
     @property
     def stages(self) -> Stages:
-        weight, bias, last = fold(self._learned("networks_"))
+        weight, bias, last = self._learned("folded_")
 
         def search(patches: embedding.Patches) -> torch.Tensor:
             inner = F.leaky_relu(F.linear(patches.vectors.flatten(0, 1), weight, bias), SLOPE, inplace=True)
@@ -68,6 +68,10 @@ class SimpleNet(Trained, PatchDetector):
             return Prediction(heat.flatten(1).amax(dim=1), heat)
 
         return {"extraction": self.extract, "embedding": self.embed_of(), "search": search, "score": score}
+
+    def _take(self, state: State) -> None:
+        super()._take(state)
+        self.folded_ = fold(self.networks_)         # once, not for every picture
 
     def gather(self, maps: Extracted | Stored) -> np.ndarray:
         """Patches of all pictures (N, P, D) float32, in an unnamed file on disk: the network runs only once. NaN where

@@ -139,9 +139,13 @@ class Pooled(Embedding):
 
     def embed(self, features: Features) -> Patches:
         pooled = {level: self._pool(x.contiguous(memory_format=torch.channels_last)) for level, x in features.items()}
-        grid = _finest(pooled)
-        joined = _beside([_to_grid(pooled[level], grid, self.join) for level in sorted(pooled)])
-        return Patches(joined.permute(0, 2, 3, 1).flatten(1, 2).contiguous(), grid)
+        grid, levels = _finest(pooled), [pooled[level] for level in sorted(pooled)]
+        if self.join == "interpolate":
+            levels = [x if x.shape[-2:] == grid else F.interpolate(x, grid, mode="bilinear", align_corners=False)
+                      for x in levels]
+        # A single one has nothing to be joined with, so it is not copied.
+        joined = _joined(levels, grid) if len(levels) > 1 else levels[0].permute(0, 2, 3, 1)
+        return Patches(joined.flatten(1, 2).contiguous(), grid)
 
     def _pool(self, x: torch.Tensor) -> torch.Tensor:
         return _beside([pool(x) for pool in self.pools])
@@ -226,16 +230,18 @@ def _finest(features: Features) -> tuple[int, int]:
     return h, w
 
 
-def _to_grid(x: torch.Tensor, grid: tuple[int, int], join: str) -> torch.Tensor:
-    """Map (B, C, h, w) on the finest grid, as `join` says."""
-    h, w = x.shape[-2:]
-    if (h, w) == grid:
-        return x
-    if join == "interpolate":
-        return F.interpolate(x, grid, mode="bilinear", align_corners=False)
-    if grid[0] % h or grid[1] % w:
-        raise ThesisError(f"join=repeat: a map of {h}x{w} does not repeat block-wise onto {grid[0]}x{grid[1]}, "
-                         "the sides must divide; use join=interpolate")
-    # Each position becomes a block: (B, h, 1, w, 1, C) -> (B, h, H/h, w, W/w, C), of which (B, H, W, C) is a view.
-    blocks = x.permute(0, 2, 3, 1)[:, :, None, :, None].expand(-1, -1, grid[0] // h, -1, grid[1] // w, -1)
-    return blocks.reshape(len(x), *grid, -1).permute(0, 3, 1, 2)
+def _joined(levels: list[torch.Tensor], grid: tuple[int, int]) -> torch.Tensor:
+    """Channels of all maps (B, C, h, w) side by side (B, H, W, D), each position of a coarser map as a block of
+    H/h x W/w positions. Every number is written once, to its last place.
+    """
+    joined = levels[0].new_empty(len(levels[0]), *grid, sum(x.shape[1] for x in levels))
+    first = 0                                   # channel of the level
+    for x in levels:
+        channels, h, w = x.shape[1:]
+        if grid[0] % h or grid[1] % w:
+            raise ThesisError(f"join=repeat: a map of {h}x{w} does not repeat block-wise onto {grid[0]}x{grid[1]}, "
+                             "the sides must divide; use join=interpolate")
+        blocks = joined.view(len(x), h, grid[0] // h, w, grid[1] // w, -1)
+        blocks[..., first:first + channels] = x.permute(0, 2, 3, 1)[:, :, None, :, None]
+        first += channels
+    return joined
