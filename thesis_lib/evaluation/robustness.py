@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # Change -> its steps. Shares, but for noise (standard deviation in grey levels of 255), jpeg (quality) and rotation
-# (degrees); blur and shift are shares of the picture's short side, and of its width and height.
+# (degrees); blur is a share of the picture's short side, shift one of its width or height, at least a pixel.
 STEPS: Mapping[str, Sequence[float]] = {
     "brightness": (-0.2, -0.1, 0.1, 0.2), "contrast": (-0.2, -0.1, 0.1, 0.2), "blur": (0.001, 0.002, 0.004),
     "noise": (2, 5, 10), "jpeg": (90, 70, 50), "rotation": (0.5, 1, 2), "shift": (0.005, 0.01, 0.02)}
@@ -144,7 +144,7 @@ def _in_other_light(picture: Image.Image, change: str, step: float, rng: np.rand
         stream = io.BytesIO()
         picture.save(stream, format="JPEG", quality=round(step))
         return Image.open(stream).convert("RGB")
-    values = np.asarray(picture, dtype=np.float32)
+    values = np.asarray(picture, dtype=np.float64)
     table: Mapping[str, Callable[[], np.ndarray]] = {
         UNTOUCHED: lambda: values, "brightness": lambda: values * (1 + step),
         "contrast": lambda: values.mean() + (values - values.mean()) * (1 + step),
@@ -185,5 +185,5 @@ def _moved(picture: Image.Image, preprocess: Preprocess, change: str, step: floa
         turned = picture.rotate(step * (1 - 2 * (number % 2)), Image.Resampling.BICUBIC) if step else picture
         return turned.crop(box), preprocess
     right, down = DIRECTIONS[number % len(DIRECTIONS)]
-    dx, dy = right * round(step * width), down * round(step * height)
+    dx, dy = (way * max(round(step * side), int(step > 0)) for way, side in ((right, width), (down, height)))
     return picture.crop((box[0] + dx, box[1] + dy, box[2] + dx, box[3] + dy)), preprocess
