@@ -69,7 +69,8 @@ def test_a_row_for_each_change_and_step_by_hand_for_light_and_shift(category, sm
         assert row["recall"] == (after > threshold)[~good].mean() and row["n_defective"] == 3
     first = table.iloc[0]
     assert (first["label"], first["shift"], first["false_alarms"], first["recall"]) == ("untouched", 0, 0, 1)
-    nothing = [("untouched", 0), ("rotation", 0), ("shift", 0), ("blur", 0.001)]        # that is 0.08 pixels here
+    # Of 80 pixels 0.2 % are 0.16: no grey level changes by such a blur.
+    nothing = [("untouched", 0), ("rotation", 0), ("shift", 0), ("blur", 0.001), ("blur", 0.002)]
     assert (rows["shift"].drop(nothing).abs() > 1e-6).all(), "no change"
 
 

@@ -259,7 +259,8 @@ def _robustness(args: argparse.Namespace) -> int:
                            seed=args.seed, batch_size=args.batch_size)
         print(f"{category.name}: {promised}")
         print("score shift of good pictures, in interquartile ranges (IQR) of nominal scores; turned and shifted "
-              "pictures are compared with untouched ones, cut equally")
+              "pictures are compared with untouched ones, cut equally; where cutting alone flags many, which is a "
+              "change, too, only their score shift tells something")
         for row in table.itertuples():
             moved = "" if row.shift_iqr is None else f"{row.shift_iqr:+7.2f} IQR"
             found = "" if row.recall is None else f"  found {round(row.recall * row.n_defective)} of {row.n_defective}"
