@@ -304,7 +304,7 @@ def test_trained_bundles_refuse_what_is_damaged_missing_or_newer(trained_copy, c
     assert (code, len(err)) == (2, 1) and f"does not list int8/{last}" in err[0]
     newer = changed(trained_copy, lambda facts: facts.update(format=bundle.FORMAT + 1))
     code, _, err = thesis(capsys, "measure", newer)
-    assert (code, len(err)) == (2, 1) and f"format {bundle.FORMAT + 1}, this version reads 2 and 3" in err[0]
+    assert (code, len(err)) == (2, 1) and f"format {bundle.FORMAT + 1}, this version reads 2, 3, 4" in err[0]
 
 
 def test_a_threshold_below_what_maps_show_everywhere_is_refused(category, tmp_path, monkeypatch):
@@ -625,7 +625,7 @@ def test_a_file_without_checksum_is_refused(copy, name):
 
 
 @pytest.mark.parametrize(("key", "value", "told"), [
-    ("format", bundle.FORMAT + 1, f"format {bundle.FORMAT + 1}, this version reads 2 and 3"),
+    ("format", bundle.FORMAT + 1, f"format {bundle.FORMAT + 1}, this version reads 2, 3, 4"),
     ("preprocess", {"mean": [0, 0, 0], "std": [1, 1, 1]}, "normalises with")])
 def test_another_format_is_refused(copy, capsys, key, value, told):
     code, _, err = thesis(capsys, "measure", changed(copy, lambda facts: facts.update({key: value})))

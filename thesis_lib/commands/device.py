@@ -30,7 +30,10 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     detect = commands.add_parser("detect", help=what, description=what + ". Of each it prints the score, OK or "
                                  "anomalous (above the threshold), and a confidence 1 / (1 + exp(-(score - threshold) "
                                  "/ s)), s the interquartile range of the scores of good pictures: 0.5 is the "
-                                 "threshold, 1 far above it. It orders pictures and is no probability. A picture that "
+                                 "threshold, 1 far above it. It orders pictures and is no probability. A warning says "
+                                 "that the light has changed when more of the last 50 pictures than chance explains "
+                                 "are darker or brighter, of less or more contrast or sharpness, or stranger all over, "
+                                 "than the good ones that the bundle was made from. A picture that "
                                  "cannot be read does not stop the others, but the exit code is then 1, or 2 where "
                                  "none could be.")
     detect.add_argument("bundle", help="folder that `thesis export` wrote")
@@ -39,6 +42,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     detect.add_argument("--threads", type=int, help="of the network and the search (default: all processors)")
     detect.add_argument("--maps", action="store_true", help=f"write {MAPS}/PICTURE.png beside each: grey, the "
                         "threshold is the middle")
+    detect.add_argument("--history", type=Path, metavar="FILE", help="keeps the light of the last 50 pictures from one "
+                        "call to the next; without it they are those of this call")
     detect.set_defaults(do=_detect)
 
 
@@ -92,6 +97,7 @@ def _detect(args: argparse.Namespace) -> int:
               file=sys.stderr)
     # A pattern such as p/**/*.png finds the maps of an earlier call, too.
     pictures = [file for file in args.pictures if file.parent.name != MAPS]
+    watch = run.watch(bundle, args.engine, args.history)
     if not pictures:
         raise ThesisError(f"{args.pictures[0]}: lies in a folder {MAPS}, which is for maps; needs pictures")
     for file, detected in run.detect(bundle, pictures, engine=args.engine, threads=args.threads):
@@ -102,12 +108,15 @@ def _detect(args: argparse.Namespace) -> int:
         confidence = bundle.confidence(args.engine, detected.score)
         shown = "" if confidence is None else f"confidence {confidence:.3f}  "
         print(f"{detected.score:.4f}  {'anomalous' if detected.score > threshold else 'OK':<9}  {shown}{file}")
+        for line in watch.see(detected.values):
+            print(f"thesis: warning: {line}", file=sys.stderr)
         if args.maps:
             try:
                 run.save_map(detected, threshold, bundle.preprocess.shape, file, bundle.floor(args.engine))
             except OSError as error:
                 print(f"thesis: {run.map_of(file)}: {error.strerror}; the map is not written", file=sys.stderr)
                 failed += 1
+    watch.save()
     return exit_codes.after(failed, len(pictures) - failed)
 
 

@@ -1,4 +1,4 @@
-"""The commands on one method: `thesis evaluate`, `thesis time`, `thesis export`; the fields of a method are options."""
+"""The commands on one method: `thesis evaluate`, `time`, `robustness` and `export`; its fields are options."""
 
 import argparse
 import dataclasses
@@ -24,9 +24,11 @@ Measure = Callable[["Detector", "Category", Preprocess], dict[str, Any]]       #
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", command: str | None) -> None:
-    """All three; their methods only for this command, or for None: to list them torch is imported."""
+    """All four; their methods only for this command, or for None: to list them torch is imported."""
     for name, do, what in (("evaluate", _evaluate, "image AUROC of a method on a data set"),
                            ("time", _time, "stage times of a method by the thesis' protocol"),
+                           ("robustness", _robustness, "scores, false alarms and recall when light, sharpness or "
+                            "position of the test pictures change a little"),
                            ("export", _export, "write a fitted method into a folder for a device without torch")):
         parser = commands.add_parser(name, help=what, description=what)
         if command not in (None, name):
@@ -72,8 +74,15 @@ def _measuring_options(parser: argparse.ArgumentParser, fields: Sequence[Field],
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     if command != "evaluate":
         parser.add_argument("--seed", type=int, default=0, help="seed of what is random in fit")
-    if command == "export":
-        parser.add_argument("--out", required=True, help="folder to write, must not be there yet")
+    if command in ("export", "robustness"):
+        if command == "export":
+            parser.add_argument("--out", required=True, help="folder to write, must not be there yet")
+            parser.add_argument("--add", metavar="DIR", help="folder of good parts that were flagged: they are "
+                                "learned, too, and have no part in the threshold; each is listed with its score and "
+                                "most unusual region. Look at them first: a defective part blinds the detector")
+        else:
+            parser.add_argument("--test-pictures", type=int, default=0, help="use only so many, evenly spaced; 0 is "
+                                "all")
         rule = parser.add_mutually_exclusive_group()
         rule.add_argument("--false-alarms", type=share, default="5%", metavar="SHARE", help="threshold: so many of the "
                           "good parts may be flagged, 1%% or 0.01; n good pictures can promise 1/(n+1) at the lowest")
@@ -236,15 +245,45 @@ def _print_times(name: str, row: Mapping[str, Any]) -> None:
     print(device.times(name, row) + noisy)
 
 
+def _robustness(args: argparse.Namespace) -> int:
+    from thesis_lib.evaluation import crossfit
+    from thesis_lib.evaluation.robustness import robustness
+
+    def measure(detector: "Detector", category: "Category", preprocess: Preprocess) -> dict[str, Any]:
+        detector = detector.reseeded(args.seed)
+        if not (category.labels == 0).any():
+            raise DataError("robustness needs good test pictures, there is none")
+        promised = crossfit.promise(detector, category, preprocess, false_alarms=args.false_alarms, recall=args.recall,
+                                    order=args.folds, batch_size=args.batch_size)
+        table = robustness(detector, category.test, preprocess, promised.threshold, spread=promised.spread,
+                           seed=args.seed, batch_size=args.batch_size)
+        print(f"{category.name}: {promised}")
+        print("score shift of good pictures, in interquartile ranges (IQR) of nominal scores; turned and shifted "
+              "pictures are compared with untouched ones, cut equally; where cutting alone flags many, which is a "
+              "change, too, only their score shift tells something")
+        for row in table.itertuples():
+            moved = "" if row.shift_iqr is None else f"{row.shift_iqr:+7.2f} IQR"
+            found = "" if row.recall is None else f"  found {round(row.recall * row.n_defective)} of {row.n_defective}"
+            print(f"  {row.label:<30} {row.shift:+9.4f} {moved}  flagged {round(row.false_alarms * row.n_good)} of "
+                  f"{row.n_good} good{found}")
+        return {"category": category.name, "method": args.method, "threshold": promised.threshold,
+                "spread": promised.spread, "robustness": json.loads(table.to_json(orient="records"))}
+
+    return _measured(args, measure)
+
+
 def _export(args: argparse.Namespace) -> int:
+    from thesis_lib.device import drift
     from thesis_lib.device.export import export
+    from thesis_lib.device.run import pictures_of
 
     if len(args.category) > 1 or args.category == ["all"]:
         raise ThesisError(f"--category {' '.join(args.category)}: a bundle is of one category")
+    added = pictures_of(args.add) if args.add else ()
 
     def write(detector: "Detector", category: "Category", preprocess: Preprocess) -> dict[str, Any]:
         facts = export(detector.reseeded(args.seed), category, preprocess, args.out, batch_size=args.batch_size,
-                       false_alarms=args.false_alarms, recall=args.recall, order=args.folds)
+                       false_alarms=args.false_alarms, recall=args.recall, order=args.folds, add=added)
         print(f"{args.out}: {args.method} of {category.name}, {len(facts['pictures'])} pictures with expected scores")
         print(f"  threshold by the scores of {facts['threshold']['scores']}")
         for name, engine in facts["engines"].items():
@@ -252,10 +291,27 @@ def _export(args: argparse.Namespace) -> int:
                   f"{max(engine['scores']):.4f}")
             for line in engine["promise"]:
                 print(f"    {line}")
+            print(f"    {'; '.join(drift.lines(engine['bands']))}")
+        if added:
+            _print_added(facts)
         thresholds = {name: engine["threshold"] for name, engine in facts["engines"].items()}
-        return {"out": args.out, "thresholds": thresholds, "promises": {
+        return {"out": args.out, "added": facts["added"], "thresholds": thresholds, "promises": {
             name: {key: engine[key] for key in ("rank", "false_alarms", "defective_found",
                                               "good_flagged", "spread")}
             for name, engine in facts["engines"].items()} | {"n": facts["threshold"]["n"]}}
 
     return _measured(args, write)
+
+
+def _print_added(facts: Mapping[str, Any]) -> None:
+    """What was added, the most unusual first, and what the detector was worth without it."""
+    print(f"  learned, but not counted: {len(facts['added'])} added pictures; by the detector without them:")
+    for one in facts["added"]:
+        print(f"    {one['score']:.4f}  most unusual at {','.join(map(str, one['region']))}  {one['name']}  "
+              f"sha256 {one['sha256']}")
+    for when, found in (("before", facts["without_added"]), ("after", facts["engines"]["float"])):
+        told = [f"{label} {found[key][0]} of {found[key][1]}" for label, key in
+                (("flagged good test pictures", "good_flagged"), ("found defective ones", "defective_found"))
+                if found[key]]
+        told.insert(0, f"threshold {found['threshold']:.4f}")
+        print(f"  {when}: {', '.join(told)}")

@@ -1,7 +1,7 @@
 """The folder that `thesis export` writes and a device reads, without torch and FAISS:
 
-    bundle.json         format, preprocessing, stages, expected scores; per engine threshold, what is promised of it,
-                        and configuration
+    bundle.json         format, preprocessing, stages, expected scores, what was added; per engine threshold, what is
+                        promised of it, bands of the light (`drift`), and configuration
     float/, int8/       a file per stage, each takes what the one before gives; the last gives the map:
                           patchcore     network.onnx (picture -> feature maps), embedding.onnx (-> patches),
                                         bank.npy (M, D; -> distances)
@@ -21,7 +21,7 @@ Letters: H, W sides of a picture, P = h*w patches, D embedding, M bank rows.
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,8 @@ from thesis_lib.core.onnx_session import session
 from thesis_lib.core.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess, at_centres
 from thesis_lib.core.tiles import stitched
 
-FORMAT = 3              # 1 had PatchCore only, and no stages; 2 no regions and tiles
-READ = (2, 3)
+FORMAT = 4              # 1 had PatchCore only, and no stages; 2 no regions and tiles; 3 no bands of the light
+READ = (2, 3, 4)
 ENGINES = {"float": "fast", "int8": "int8"}         # of a bundle -> as the library calls it
 Arrays = list[np.ndarray]                           # what one part of a bundle gives the next
 Stages = Mapping[str, Callable[[Any], Any]]
@@ -53,6 +53,7 @@ class Detection:
 
     score: float
     map: np.ndarray             # (h, w), -inf where nothing counts
+    values: Mapping[str, float] = field(default_factory=dict)       # for a `drift.Watch`, where the bundle has bands
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Bundle:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         if facts["format"] not in READ:
             raise BundleError(f"{folder / FACTS}: format {facts['format']}, this version reads "
-                              f"{' and '.join(map(str, READ))}; "
+                              f"{', '.join(map(str, READ))}; "
                               f"install thesis-lib {facts['library']}, which wrote it, or export it anew")
         parts = [f"{engine}/{part}" for engine in ENGINES for part in facts["stages"].values()]
         for name in (FACTS, *facts["pictures"], *parts):
@@ -106,6 +107,10 @@ class Bundle:
         if not spread:
             return (math.copysign(1, above) + 1) / 2 if above else 0.5
         return (1 + math.tanh(above / spread / 2)) / 2          # the same number; exp overflows far below
+
+    def bands(self, engine: str) -> dict[str, dict[str, Any]]:
+        """What good pictures look like, see `drift`; of a bundle of before this was known none."""
+        return self.facts["engines"][engine].get("bands", {})
 
     def floor(self, engine: str) -> float:
         """What the map shows where nothing is: below any threshold."""

@@ -14,15 +14,16 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from thesis_lib.core import stamp
 from thesis_lib.core.errors import ThesisError
 from thesis_lib.core.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess, Sample, read_rgb
 from thesis_lib.data.folders import Category
 from thesis_lib.data.pictures import Pictures, evenly, load_image
-from thesis_lib.device import bundle
+from thesis_lib.device import bundle, drift
 from thesis_lib.device.run import check_scores
-from thesis_lib.evaluation import crossfit, scores
+from thesis_lib.evaluation import additions, crossfit, scores
 from thesis_lib.evaluation.thresholds import Promise
 from thesis_lib.methods.base import Detector, Prediction
 from thesis_lib.methods.efficientad import EfficientAD, Outputs
@@ -53,10 +54,15 @@ class Made:
     grid: tuple[int, int]                       # (h, w) of the map without its rim
     rim: int = 0                                # positions around it, with the nearest values
     otherwise: np.ndarray | None = None         # (n,) the same scores from the other order of folds
+    medians: ArrayLike = ()                     # (n,) of the maps that these scores belong to
+    before: np.ndarray | None = None            # (n,) the scores without what was added
+    without: Detector | None = None             # which has learned from none of what was added
+    listed: Sequence[additions.Added] = ()      # what it says of that
 
 
 def export(detector: Detector, category: Category, preprocess: Preprocess, folder: str | Path, *, batch_size: int = 8,
-           false_alarms: float = 0.05, recall: float | None = None, order: str = "blocks") -> dict[str, Any]:
+           false_alarms: float = 0.05, recall: float | None = None, order: str = "blocks",
+           add: Sequence[str | Path] = ()) -> dict[str, Any]:
     """Write the bundle of a fitted PatchCore, SimpleNet or EfficientAD, float32 and int8; bundle.json is returned.
 
     Threshold: that of `thresholds.Promise`, from scores of nominal pictures that were not learned from, as
@@ -64,6 +70,7 @@ def export(detector: Detector, category: Category, preprocess: Preprocess, folde
     fold and then from all pictures, on each engine. SimpleNet keeps back a fifth of them and learns once on each
     engine, EfficientAD once, in torch, and has held out pictures itself. Each engine has a threshold of its own.
     Expected scores are those of the library: torch, or its int8 network, and the search the detector names.
+    add: pictures of good parts that are learned, too, and have no part in threshold and bands (`additions`).
     Raises ExportError for what a device cannot do, and BundleError where the finished bundle scores differently.
     """
     folder = Path(folder)
@@ -71,6 +78,7 @@ def export(detector: Detector, category: Category, preprocess: Preprocess, folde
     planned = crossfit.plan(detector, category.train, order)
     crossfit.check_asked(category, planned, detector, false_alarms, recall)
     make = _check(detector, category, preprocess, folder, planned)
+    added = additions.check(detector, category, [Path(picture) for picture in add]) if add else ()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         work = Path(temporary) / "bundle"
@@ -80,23 +88,34 @@ def export(detector: Detector, category: Category, preprocess: Preprocess, folde
         facts: dict[str, Any] = {
             "format": bundle.FORMAT, "library": stamp.stamp()["library"],
             "preprocess": asdict(preprocess) | {"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
-            "score": "max", "pictures": names, "engines": {}}
+            "score": "max", "pictures": names, "added": [], "engines": {}}
+        light = [drift.of_picture(preprocess.array(sample.path)) for sample in category.train]
         if isinstance(detector, PatchCore):
             facts["distance"] = detector.distance
         if tiles := getattr(detector, "tiles", None):
             _, strides = backbones.shapes(detector.backbone, detector.levels)
             facts |= {"tiles": tiles, "strides": [strides[level] for level in detector.levels]}
-        for name, made in make(detector, category.train, preprocess, batch_size, images[0], planned):
+        learned = replace(category, train=(*category.train, *added))
+        for name, made in make(detector, category.train, preprocess, batch_size, images[0], planned, added):
             (work / name).mkdir()
-            subject = scores.subject(_as_measured(detector, bundle.ENGINES[name]), category, preprocess,
+            subject = scores.subject(_as_measured(detector, bundle.ENGINES[name]), learned, preprocess,
                                      seed=detector.seed)
             good, defective = crossfit.tested(made.whole, category, preprocess, batch_size=1)   # as a device sees them
             promised = Promise.of(made.nominal, false_alarms=false_alarms, recall=recall, defective=defective,
                                   good=good, made=planned.made)
             facts["engines"][name] = {
                 **_promised(promised, made, order),
+                "bands": drift.bands({value: [one[value] for one in light] for value in light[0]}
+                                     | {drift.MAP: made.medians}),
                 "scores": [made.whole.predict(image).score.double().item() for image in images],
                 "subject": subject | {"engine": {"reduce_range": True} if name == "int8" else None}}
+            if made.without is not None and made.before is not None:
+                good, defective = crossfit.tested(made.without, category, preprocess, batch_size=1)
+                earlier = Promise.of(made.before, false_alarms=false_alarms, recall=recall, defective=defective,
+                                     good=good, made=planned.made)
+                facts["added"] = [{"name": one.path.name, "sha256": one.sha256, "score": one.score,
+                                   "region": one.region} for one in made.listed]
+                facts["without_added"] = _found(earlier)
             for file, content in made.parts.values():
                 if isinstance(content, bytes):
                     (work / name / file).write_bytes(content)
@@ -148,14 +167,20 @@ def _promised(promised: Promise, made: Made, order: str) -> dict[str, Any]:
         other = np.sort(made.otherwise)[promised.rank - 1]
         lines.append(f"folds of {crossfit.ORDERS[crossfit.other(order)]} would put the threshold at {other:.4f}; those "
                      "drawn at random put it too low where neighbouring pictures resemble each other")
-    return {"threshold": promised.threshold, "floor": made.floor, "spread": promised.spread, "rank": promised.rank,
-            "false_alarms": {"expected": promised.expected, "low": low, "high": high, "at_most": promised.at_most},
+    return _found(promised) | {
+        "floor": made.floor, "spread": promised.spread, "rank": promised.rank, "promise": lines,
+        "false_alarms": {"expected": promised.expected, "low": low, "high": high, "at_most": promised.at_most}}
+
+
+def _found(promised: Promise) -> dict[str, Any]:
+    """The threshold and what lies above it."""
+    return {"threshold": promised.threshold,
             "defective_found": promised.found and [promised.found.count, promised.found.of],
-            "good_flagged": promised.flagged and [promised.flagged.count, promised.flagged.of], "promise": lines}
+            "good_flagged": promised.flagged and [promised.flagged.count, promised.flagged.of]}
 
 
 def _patches(detector: PatchCore | SimpleNet, samples: Sequence[Sample], preprocess: Preprocess, batch_size: int,
-             example: torch.Tensor, planned: crossfit.Plan) -> Iterator[tuple[str, Made]]:
+             example: torch.Tensor, planned: crossfit.Plan, added: Sequence[Sample]) -> Iterator[tuple[str, Made]]:
     """Network and embedding, then a bank or a discriminator; for each engine the network sees the pictures once."""
     eager = cast(backbones.Backbone, replace(detector, engine="eager").network(detector.levels, ()))
     example = example[:, :3]                            # the shapes of what is converted: whatever counts of it
@@ -170,17 +195,19 @@ def _patches(detector: PatchCore | SimpleNet, samples: Sequence[Sample], preproc
             model = quantize.qdq(model, calibration, reduce_range=True)
             network = engines.Exported(eager.name, eager.layers, eager.weights, model).tiled(detector.tiles)
             detector = replace(detector, engine="int8")
-        # 2. Scores of pictures that were not learned from, for the threshold, and the detector itself.
-        kept, otherwise, floor = Stored(Extracted(network, Pictures(samples, preprocess, batch_size))), None, 0.0
-        whole = crossfit.fitted(detector, network, crossfit.Part(kept, planned.learned))
-        if planned.folds:
-            nominal = crossfit.cross_fitted(detector, network, kept, planned.folds)
-            if name == "float":
-                other = crossfit.plan(detector, samples, crossfit.other(planned.order))
-                otherwise = crossfit.cross_fitted(detector, network, kept, other.folds)
-        else:
-            predicted = list(crossfit.predictions(whole, crossfit.Part(kept, planned.held)))
-            nominal, floor = crossfit.scores_of(predicted), _median(predicted)
+        # 2. Scores of pictures that were not learned from, for the threshold, and the detector itself; float, too,
+        # without what was added.
+        kept, new = (Stored(Extracted(network, Pictures(chosen, preprocess, batch_size))) if chosen else None
+                     for chosen in (samples, added))
+        assert kept is not None
+        whole, held, floor = _learned(detector, network, kept, new, planned)
+        made = Made(whole, held[:, 0], floor, {}, (0, 0), medians=held[:, 1])
+        if name == "float" and planned.folds:
+            other = crossfit.plan(detector, samples, crossfit.other(planned.order))
+            made = replace(made, otherwise=crossfit.cross_fitted(detector, network, kept, other.folds, new))
+        if name == "float" and new is not None:
+            without, before, _ = _learned(detector, network, kept, None, planned)
+            made = replace(made, without=without, before=before[:, 0], listed=additions.listing(without, new))
         # 3. The stages of the whole one as files. `_convert` runs them at once, on the example's maps and patches.
         maps = network(example)
         patches: Patches = whole.stages["embedding"](maps)
@@ -194,7 +221,20 @@ def _patches(detector: PatchCore | SimpleNet, samples: Sequence[Sample], preproc
             search = "discriminator.onnx", discriminator
         parts: dict[str, Part] = {"extraction": ("network.onnx", model), "embedding": ("embedding.onnx", embedding),
                                   "search": search}
-        yield name, Made(whole, nominal, floor, parts, patches.grid, otherwise=otherwise)
+        yield name, replace(made, parts=parts, grid=patches.grid)
+
+
+def _learned(detector: Detector, network: backbones.Backbone | engines.Exported, kept: Stored, new: Stored | None,
+             planned: crossfit.Plan) -> tuple[Detector, np.ndarray, float]:
+    """The detector that has learned from its share of the kept maps and from the new ones; score and median of the map
+    (n, 2) of pictures that were not learned from; and what the map shows where nothing is.
+    """
+    whole = crossfit.fitted(detector, network, crossfit.joined(crossfit.Part(kept, planned.learned), new))
+    if planned.folds:
+        return whole, crossfit.cross_fitted(detector, network, kept, planned.folds, new,
+                                            crossfit.scores_and_medians), 0.0
+    predicted = list(crossfit.predictions(whole, crossfit.Part(kept, planned.held)))
+    return whole, crossfit.scores_and_medians(predicted), _median(predicted)
 
 
 def _embedding_of(detector: Detector) -> Callable[..., torch.Tensor]:
@@ -218,8 +258,8 @@ def _discriminator_of(detector: Detector, grid: tuple[int, int]) -> Callable[[to
 
 
 def _networks(detector: EfficientAD, samples: Sequence[Sample], preprocess: Preprocess, batch_size: int,
-              example: torch.Tensor, planned: crossfit.Plan) -> Iterator[tuple[str, Made]]:
-    """Three networks in one graph, and one that makes their map; learned once."""
+              example: torch.Tensor, planned: crossfit.Plan, added: Sequence[Sample]) -> Iterator[tuple[str, Made]]:
+    """Three networks in one graph, and one that makes their map; learned once. `additions.check` lets none be added."""
     eager = replace(detector, engine="eager")
     collected = eager.collect(Pictures(samples, preprocess, batch_size))
     eager.learn(collected)
@@ -232,8 +272,9 @@ def _networks(detector: EfficientAD, samples: Sequence[Sample], preprocess: Prep
         parts: dict[str, Part] = {"extraction": ("network.onnx", exported.graph_.model), "score": ("maps.onnx", maps)}
         height, width = outputs.teacher.shape[-2:]
         predicted = [exported.predict(image) for image in Pictures(held, preprocess, batch_size=1)]
-        yield name, Made(eager if name == "float" else exported, crossfit.scores_of(predicted), _median(predicted, RIM),
-                         parts, (height, width), RIM)
+        scored, medians = crossfit.scores_and_medians(predicted).T
+        yield name, Made(eager if name == "float" else exported, scored, _median(predicted, RIM), parts,
+                         (height, width), RIM, medians=medians)
 
 
 def _combined_of(detector: EfficientAD) -> Callable[..., torch.Tensor]:

@@ -6,6 +6,7 @@ Needs NumPy, Pillow, ONNX Runtime, psutil and threadpoolctl; neither torch nor F
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from thesis_lib.core.errors import ThesisError
 from thesis_lib.core.files import replaced
 from thesis_lib.core.preprocess import MAPS, SUFFIXES, DataError, Size, height_width, pictures_in
 from thesis_lib.core.threads import usable_cpus
+from thesis_lib.device import drift
 from thesis_lib.device.bundle import FACTS, Bundle, BundleError, Detection, predict
 
 # Shares, see `bundle`. Rounding in int8 falls differently with the kernels of another processor.
@@ -86,17 +88,31 @@ def complaints(row: Mapping[str, Any]) -> list[str]:
 
 def detect(bundle: Bundle, files: Sequence[Path], *, engine: str = "float",
            threads: int | None = None) -> Iterator[tuple[Path, Detection | DataError]]:
-    """What was found in each picture, or why it could not be read or has no score."""
+    """What was found in each picture, or why it could not be read or has no score.
+
+    Where the bundle has bands, a Detection has the values of its picture for the `drift.Watch` that `watch` opens.
+    """
     threads = _threads(threads)
     with threadpool_limits(threads, user_api="blas"):
         stages = bundle.stages(engine, threads)
         for file in files:
             try:
-                yield file, predict(stages, bundle.image(file))
+                image = bundle.image(file)
+                found = predict(stages, image)
+                if bundle.bands(engine):
+                    found = replace(found, values=drift.of_picture(image[0]) | {drift.MAP: drift.of_map(found.map)})
+                yield file, found
             except DataError as error:
                 yield file, error
             except ThesisError as error:            # NaN
                 yield file, DataError(f"{file}: {error}")
+
+
+def watch(bundle: Bundle, engine: str = "float", file: Path | None = None) -> drift.Watch:
+    """What tells that the light has changed, by the values of one detected picture after the other; never, where the
+    bundle has no bands. file: keeps the last pictures for the next call, see `drift.Watch`.
+    """
+    return drift.Watch(bundle.bands(engine), file, f"{files.digest_of(bundle.folder / FACTS)} {engine}")
 
 
 def save_map(detection: Detection, threshold: float, size: Size, picture: Path, floor: float = 0.0) -> Path:

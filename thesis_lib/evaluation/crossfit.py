@@ -7,9 +7,10 @@ few bank rows lower: the rate that a threshold promises is approximate (docs/gui
 A detector that is trained keeps back a share of the pictures for this and learns once.
 """
 
+import itertools
 import logging
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,6 +30,7 @@ from thesis_lib.methods.trained import Trained, held_out
 from thesis_lib.networks import backbones, engines
 from thesis_lib.networks.backbones import Features
 from thesis_lib.networks.maps import Extracted, Stored
+from thesis_lib.patches.embedding import OUTSIDE
 
 log = logging.getLogger("thesis_lib")
 FOLDS = 5
@@ -101,12 +103,15 @@ def check(detector: Detector, samples: Sequence[Sample], preprocess: Preprocess,
 
 
 def fitted_folds(detector: Detector, network: backbones.Backbone | engines.Exported, maps: Stored,
-                 folds: Iterable[Sequence[int]]) -> Iterator[tuple[Detector, "Part"]]:
-    """For each fold a detector that has learned from the other pictures, and the feature maps of the fold."""
+                 folds: Iterable[Sequence[int]], added: Stored | None = None) -> Iterator[tuple[Detector, "Part"]]:
+    """For each fold a detector that has learned from the other pictures, and the feature maps of the fold.
+
+    added: maps of pictures that every fold learns from and none scores.
+    """
     for number, fold in enumerate(folds := list(folds), 1):
         others = set(range(len(maps.samples))) - set(fold)
         log.info("fold %d of %d: learns from %d pictures, scores %d", number, len(folds), len(others), len(fold))
-        yield fitted(detector, network, Part(maps, others)), Part(maps, fold)
+        yield fitted(detector, network, joined(Part(maps, others), added)), Part(maps, fold)
 
 
 def fitted(detector: Detector, network: backbones.Backbone | engines.Exported, maps: Extracted | Stored) -> Detector:
@@ -127,17 +132,28 @@ def predictions(detector: Detector, maps: Extracted | Stored) -> Iterator[Predic
 
 
 def cross_fitted(detector: Detector, network: backbones.Backbone | engines.Exported, maps: Stored,
-                 folds: Iterable[Sequence[int]]) -> np.ndarray:
-    """(N,) float64: the score of each picture by a detector that has not learned from its fold."""
-    scores = np.full(len(maps.samples), np.nan)
-    for learner, part in fitted_folds(detector, network, maps, folds):
-        scores[list(part.numbers)] = scores_of(predictions(learner, part))
-    return scores
+                 folds: Iterable[Sequence[int]], added: Stored | None = None,
+                 of: Callable[[Iterable[Prediction]], np.ndarray] | None = None) -> np.ndarray:
+    """(N,) float64: the score of each picture by a detector that has not learned from its fold. added: `fitted_folds`.
+
+    of: what else is to be known of n predicted pictures, (n, ...); then the result is (N, ...).
+    """
+    found: dict[int, np.ndarray] = {}
+    for learner, part in fitted_folds(detector, network, maps, folds, added):
+        found |= zip(part.numbers, (of or scores_of)(predictions(learner, part)), strict=True)
+    absent = np.full_like(next(iter(found.values())), np.nan)
+    return np.array([found.get(number, absent) for number in range(len(maps.samples))])
 
 
 def scores_of(predicted: Iterable[Prediction]) -> np.ndarray:
     """(n,) float64."""
     return torch.cat([torch.empty(0).double(), *(prediction.score.double() for prediction in predicted)]).numpy()
+
+
+def scores_and_medians(predicted: Iterable[Prediction]) -> np.ndarray:
+    """(n, 2) float64: score, and median of the map where it counts."""
+    return np.array([[score.item(), np.median(heat[heat > OUTSIDE].numpy())] for prediction in predicted
+                     for score, heat in zip(prediction.score.double(), prediction.map, strict=True)])
 
 
 def promise(detector: Detector, category: Category, preprocess: Preprocess, *, false_alarms: float = 0.05,
@@ -216,6 +232,29 @@ class Part(Stored):
             first += size
             if rows:
                 yield rows, batch
+
+
+class Joined(Stored):
+    """The pictures of one after those of the other, each from its own maps; both are of one network."""
+
+    def __init__(self, first: Stored, second: Stored) -> None:
+        super().__init__(first.extracted)
+        self.both = first, second
+        self.samples = (*first.samples, *second.samples)
+
+    def pictures(self) -> Iterator[torch.Tensor]:
+        """The batches of images themselves."""
+        return itertools.chain.from_iterable(maps.pictures() for maps in self.both)
+
+    def batches(self, layers: Iterable[int]) -> Iterator[Features]:
+        """{level: (b, C, h, w)}, first those of the one, then those of the other."""
+        wanted = tuple(layers)
+        return itertools.chain.from_iterable(maps.batches(wanted) for maps in self.both)
+
+
+def joined(maps: Stored, added: Stored | None) -> Stored:
+    """Both, or the maps alone where nothing is added."""
+    return maps if added is None else Joined(maps, added)
 
 
 def _natural(sample: Sample) -> tuple[str, list[tuple[int, str]]]:
