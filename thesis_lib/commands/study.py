@@ -1,4 +1,4 @@
-"""The command `thesis study`, and the options by which it and the commands on one method are told where pictures lie."""
+"""The command `thesis study`, and the options by which it and the commands on one method learn where pictures lie."""
 
 import argparse
 import dataclasses
@@ -21,9 +21,10 @@ LEFT_OUT = ("crop",)
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", command: str | None) -> None:
     """The command below those of `thesis`; its options only for itself: their defaults are those of the methods."""
     what = "from a folder of good parts to a decision: which method and size, which threshold, as a page"
-    parser = commands.add_parser("study", help=what, description="Evaluate a ladder of configurations on one category, "
-                                 "PatchCore at three sizes and two levels, PaDiM and SPADE, and write a page that needs "
-                                 "nothing but itself: AUROC against time, what is found and missed, thresholds with "
+    parser = commands.add_parser("study", help=what, description="Evaluate a ladder of configurations on one "
+                                 "category, PatchCore at three sizes and two levels, PaDiM and SPADE, and write a page "
+                                 "that needs nothing but itself: AUROC against time, what is found and missed, "
+                                 "thresholds with "
                                  "their false alarms, what it would cost on a Raspberry Pi, and which one is enough. "
                                  "The same command goes on where it was interrupted.")
     if command not in (None, "study"):
@@ -34,8 +35,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", command
                         "(default: any)")
     parser.add_argument("--device", choices=("here", "pi4"), default="here", help="whose milliseconds count: this "
                         "machine's, measured, or those of a Raspberry Pi 4B, predicted (default here)")
-    parser.add_argument("--quick", action="store_true", help="one seed, at most 60 pictures to learn from and 60 to test "
-                        "with; the sizes stay")
+    parser.add_argument("--quick", action="store_true", help="one seed, at most 60 pictures to learn from and 60 to "
+                        "test with; the sizes stay")
     parser.add_argument("--trained", action="store_true", help="SimpleNet, EfficientAD and Uninformed Students, too, "
                         "each after a short training")
     parser.add_argument("--out", metavar="DIR", help="folder for index.html and rows.csv (default: "
@@ -44,7 +45,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", command
                         "torchvision's key names (default imagenet)")
     parser.add_argument("--backbone", default="resnet18", help="network (default resnet18)")
     parser.add_argument("--engine", default="eager", help="what runs it: eager, fast or int8 (default eager)")
-    parser.add_argument("--tiles", type=converter(PAIR | None), help="columns x rows of tiles, such as 2x2 (default: none)")
+    parser.add_argument("--tiles", type=converter(PAIR | None), help="columns x rows of tiles, such as 2x2 (default: "
+                        "none)")
     for field in dataclasses.fields(Preprocess):
         if field.name not in LEFT_OUT:
             parser.add_argument(f"--{field.name.replace('_', '-')}", type=converter(field.type), default=field.default,
@@ -63,11 +65,11 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", command
 def where(parser: argparse.ArgumentParser, several: bool = False) -> None:
     """The options that say where the pictures are; several: categories may be given."""
     parser.add_argument("--data", help="folder of categories, each in MVTec AD layout or with OK and NOK, or demo")
-    parser.add_argument("--category", action="append" if several else None, help="folder below it"
+    parser.add_argument("--category", action="append" if several else "store", help="folder below it"
                         + (", may be repeated; all takes every one" if several else ""))
     parser.add_argument("--good", metavar="DIR", help="in place of --data: a folder of good parts, wherever it lies")
-    parser.add_argument("--bad", metavar="DIR", help="with --good: a folder of defective parts; folders in it are kinds "
-                        "of defect")
+    parser.add_argument("--bad", metavar="DIR", help="with --good: a folder of defective parts; folders in it are "
+                        "kinds of defect")
     parser.add_argument("--good-name", default="good", help="name of the folders of good parts (default good)")
 
 
@@ -137,8 +139,8 @@ def _study(args: argparse.Namespace) -> int:
                   force=args.force)
     written = page.write(whole, args.out or paths.outputs() / "study" / category.name, source=source(args),
                          weights=args.weights)
-    print(f"{category.name}: {study_words.recommendation(whole)}\n{study_words.commands(whole, source(args), args.weights)}"
-          f"\nopen this page, it shows why: {written}")
+    print(f"{category.name}: {study_words.recommendation(whole)}\n"
+          f"{study_words.commands(whole, source(args), args.weights)}\nopen this page, it shows why: {written}")
     if args.json:
         row = whole.table().iloc[whole.lines.index(whole.looked_at)].to_dict()
         print(json.dumps(results.plain(row | {"optimism": whole.optimism, "page": str(written)})))

@@ -88,10 +88,11 @@ def _comparison(study: Study) -> str:
         return ("<h2>What was tried</h2><p>The cheapest stands first. Nothing is ranked: an AUROC needs defective "
                 f"pictures.</p>{html.table(lines.drop(columns='image AUROC (95 % interval)'), marked)}")
     image = html.picture(study_figures.tradeoff(study), "AUROC of each configuration against its milliseconds", "wide")
-    return (f"<h2>AUROC against time</h2><p>The AUROC is the chance that a defective picture scores higher than a good one: "
-            "100 % is perfect, 50 % is guessing. Each point is a configuration, the bar its 95 % interval over the test "
-            "pictures; the line joins those that no cheaper one reaches (the front). The ring is the recommended one.</p>"
-            f"{image}{html.table(lines, marked)}<h3>Choosing flatters</h3><p>{escape(study_words.optimistic(study))}</p>")
+    return ("<h2>AUROC against time</h2><p>The AUROC is the chance that a defective picture scores higher than a good "
+            "one: 100 % is perfect, 50 % is guessing. Each point is a configuration, the bar its 95 % interval over "
+            "the test pictures; the line joins those that no cheaper one reaches (the front). The ring is the recommended "
+            f"one.</p>{image}{html.table(lines, marked)}"
+            f"<h3>Choosing flatters</h3><p>{escape(study_words.optimistic(study))}</p>")
 
 
 def _pictures(study: Study) -> str:
@@ -148,12 +149,12 @@ def _threshold(study: Study) -> str:
         image = html.picture(study_figures.operating(study), "ROC curve with the point of each threshold", "wide")
     warning = ""
     if close.usual.flagged and close.usual.chance < 0.01:
-        warning = (f"<p><b>{close.usual.flagged.count} of {close.usual.flagged.of} good test pictures are flagged, where "
-                   f"{percent(close.usual.expected)} were expected.</b> They differ from the training pictures, in light for "
-                   "example, and the promise does not hold for them.</p>")
+        warning = (f"<p><b>{close.usual.flagged.count} of {close.usual.flagged.of} good test pictures are flagged, "
+                   f"where {percent(close.usual.expected)} were expected.</b> They differ from the training pictures, "
+                   "in light for example, and the promise does not hold for them.</p>")
     return ("<h2>Where to put the threshold, and how often it cries wolf</h2>"
-            f"<p>The thresholds come from {escape(close.made)}. To show with 95 % confidence that at most 1 % of good parts "
-            f"are flagged takes {needed(0.01)} pictures.</p>{warning}{image}"
+            f"<p>The thresholds come from {escape(close.made)}. To show with 95 % confidence that at most 1 % of good "
+            f"parts are flagged takes {needed(0.01)} pictures.</p>{warning}{image}"
             f"{html.table(pd.DataFrame(rows).fillna(''))}")
 
 
@@ -162,8 +163,8 @@ def _robustness(study: Study) -> str:
     title = "<h2>When the light changes</h2>"
     if study.robustness is None:
         return title + "<p>Not measured in this run.</p>"
-    return (f"{title}<p>Held-out pictures, changed by small steps before anything else is done to them. Recall is shown "
-            "because a blind detector tolerates everything.</p>" + html.table(study.robustness))
+    return (f"{title}<p>Held-out pictures, changed by small steps before anything else is done to them. Recall is "
+            "shown because a blind detector tolerates everything.</p>" + html.table(study.robustness))
 
 
 def _pi(study: Study) -> str:
@@ -172,15 +173,15 @@ def _pi(study: Study) -> str:
     if line.pi4 is None:
         return ""
     return ("<h2>On a Raspberry Pi 4B</h2>"
-            f"<p><b>Predicted, not measured:</b> {escape(line.rung.name)} would take about {milliseconds(line.pi4.ms)} a "
-            f"picture in float32, {milliseconds(line.pi4.low)} to {milliseconds(line.pi4.high)}. The prediction rests on three "
-            f"networks that the thesis timed there; on those that it had not seen it was wrong by a factor of up to "
+            f"<p><b>Predicted, not measured:</b> {escape(line.rung.name)} would take about "
+            f"{milliseconds(line.pi4.ms)} a picture in float32, {milliseconds(line.pi4.low)} to "
+            f"{milliseconds(line.pi4.high)}. The prediction rests on three networks that the thesis timed there; on those that it had not seen it was wrong by a factor of up to "
             f"{line.pi4.factor:.1f}. <code>thesis measure</code> says the truth.</p>")
 
 
 def _next(study: Study, source: Sequence[str], weights: str) -> str:
     bundle = study.looked_at.rung.detector.name in study_words.BUNDLED
-    text = ("This fits it again and writes a folder for a device that needs no torch; the second and third line run there."
+    text = ("This fits it again and writes a folder for a device that needs no torch; the other two lines run there."
             if bundle else "This method has no bundle for a device. The line evaluates it with all options of its own.")
     return (f"<h2>What to do next</h2><p>{text}</p><pre>{escape(study_words.commands(study, source, weights))}</pre>"
             "<p>All rows of this page lie beside it in <code>rows.csv</code>.</p>")

@@ -37,9 +37,9 @@ def recommendation(study: Study) -> str:
     where = "predicted on a Raspberry Pi 4B" if study.device == "pi4" else "on this machine"
     if study.chosen is None:
         fastest = next((line for line in study.lines if not math.isnan(line.ms)), study.lines[0])
-        return (f"Nothing that was tried keeps the budget of {milliseconds(study.budget_ms or 0)} a picture: the fastest, "
-                f"{fastest.rung.name}, takes {milliseconds(fastest.ms)} {where}. Allow more time, or try smaller "
-                "pictures with --image-size.")
+        return (f"Nothing that was tried keeps the budget of {milliseconds(study.budget_ms or 0)} a picture: the "
+                f"fastest, {fastest.rung.name}, takes {milliseconds(fastest.ms)} {where}. Allow more time, or try "
+                "smaller pictures with --image-size.")
     return f"{_take(study, study.chosen, where)} {_sure(study, study.chosen)}"
 
 
@@ -49,16 +49,16 @@ def _take(study: Study, line: Line, where: str) -> str:
     budget = "" if study.budget_ms is None else f" within {milliseconds(study.budget_ms)}"
     said = f"Take {line.rung.name}: image AUROC {auroc(line)}, {milliseconds(line.ms)} a picture {where}"
     if line is study.best:
-        return f"{said}; of the {len(study.lines)} configurations tried{budget} it has the highest AUROC, and no cheaper " \
-               "one is as good."
+        return (f"{said}; of the {len(study.lines)} configurations tried it has the highest AUROC, and no cheaper "
+                "one is as good.")
     difference, low, high = (100 * value for value in study.behind)
     if study.reference is study.best:
         interval = "" if math.isnan(low) else f" (paired interval {low:+.1f} to {high:+.1f})"
-        return (f"{said}; it is the cheapest{budget} that these pictures cannot tell from the best, {study.best.rung.name}, "
-                f"against which it has {difference:+.1f} points{interval}.")
+        return (f"{said}; it is the cheapest{budget} that these pictures cannot tell from the best, "
+                f"{study.best.rung.name}, against which it has {difference:+.1f} points{interval}.")
     short = 100 * (study.best.auroc - line.auroc)
-    return (f"{said}; it is the cheapest of the best{budget}, and {short:.1f} points short of {study.best.rung.name}, which "
-            f"takes {milliseconds(study.best.ms)}.")
+    return (f"{said}; it is the cheapest of the best{budget}, and {short:.1f} points short of {study.best.rung.name}, "
+            f"which takes {milliseconds(study.best.ms)}.")
 
 
 def _sure(study: Study, line: Line) -> str:
@@ -80,8 +80,8 @@ def optimistic(study: Study) -> str:
     if math.isnan(study.optimism) or study.best is None:
         return "How much choosing among many flatters cannot be told: a class has a single picture."
     points = 100 * study.optimism
-    return (f"The best of {len(study.lines)} configurations was chosen by the same pictures that it is judged by, and that "
-            f"flatters it. Drawn again from these test pictures, the best one of each draw had {abs(points):.1f} points "
+    return (f"The best of {len(study.lines)} configurations was chosen by the same pictures that it is judged by, and "
+            f"that flatters it. Drawn again from them, the best one of each draw had {abs(points):.1f} points "
             f"{'less' if points >= 0 else 'more'} on the pictures that were not drawn. Of its "
             f"{100 * study.best.auroc:.1f} % expect about {100 * (study.best.auroc - max(study.optimism, 0)):.1f} % on "
             "other pictures of the same kind.")
