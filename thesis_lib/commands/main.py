@@ -9,7 +9,7 @@ import warnings
 from contextlib import suppress
 from pathlib import Path
 
-from thesis_lib.commands import device, exit_codes, methods
+from thesis_lib.commands import device, exit_codes, methods, study
 from thesis_lib.core.errors import ThesisError, user_message
 
 
@@ -111,6 +111,7 @@ def parser(command: str | None = None) -> argparse.ArgumentParser:
     docs.add_argument("--profile", default="demo", help="whose executed notebooks (default demo)")
     docs.set_defaults(do=_docs)
 
+    study.add(commands, command)
     methods.add(commands, command)
     device.add(commands)
 

@@ -9,7 +9,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from thesis_lib.commands import device, exit_codes
+from thesis_lib.commands import device, exit_codes, study
 from thesis_lib.core import results
 from thesis_lib.core.errors import ThesisError
 from thesis_lib.core.preprocess import DataError, Preprocess, in_pixels
@@ -57,10 +57,7 @@ def _measuring_options(parser: argparse.ArgumentParser, fields: Sequence[Field],
     """Options of a command on one method: data, the method's fields, those of `Preprocess`, and how to measure."""
     if command == "export":         # a bundle has two engines and a search of its own
         fields = [field for field in fields if field.name not in ("engine", "search", "search_threads")]
-    parser.add_argument("--data", required=True, help="folder of categories in MVTec AD layout, or demo")
-    parser.add_argument("--category", required=True, action="append",
-                        help="folder below it, may be repeated; all takes every one")
-    parser.add_argument("--good-name", default="good", help="name of the folders of good parts")
+    study.where(parser, several=True)
     for field in (*fields, *dataclasses.fields(Preprocess)):
         default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
         kind: dict[str, Any] = {"type": converter(field.type)}
@@ -150,6 +147,7 @@ def _in_words(annotation: Any) -> str:
 
 def _measured(args: argparse.Namespace, measure: Measure) -> int:
     """Build detector and preprocessing from the options, measure each category; a broken one stops only itself."""
+    study.check_where(args)
     import torch
 
     from thesis_lib.data import folders
@@ -164,18 +162,18 @@ def _measured(args: argparse.Namespace, measure: Measure) -> int:
 
     detector = METHODS[args.method](**pick(METHODS[args.method]))
     preprocess = Preprocess(**pick(Preprocess))
-    root = folders.resolve(args.data)
-    names = folders.some_categories(root, args.good_name) if args.category == ["all"] else args.category
+    names = args.category or [None]
+    if args.category == ["all"]:
+        names = folders.some_categories(folders.resolve(args.data), args.good_name)
     answers, failed = [], []
     for name in names:
         try:
-            category = folders.scan(root, name, args.good_name)
-            category = category.subset(args.train_pictures, getattr(args, "test_pictures", 0))
+            category = study.found(args, name).subset(args.train_pictures, getattr(args, "test_pictures", 0))
             # A copy: what is fitted on one category must not be timed on the next.
             answers.append(measure(detector.reseeded(detector.seed), category, preprocess))
         except DataError as error:
-            print(f"thesis: {name}: {error}", file=sys.stderr)
-            failed.append(name)
+            print(f"thesis: {name or args.good}: {error}", file=sys.stderr)
+            failed.append(name or args.good)
     together: dict[str, Any] = {"categories": answers, "failed": failed}
     if len(answers) > 1 and "image_auroc" in answers[0]:
         together["image_auroc"] = sum(answer["image_auroc"] for answer in answers) / len(answers)
@@ -277,7 +275,7 @@ def _export(args: argparse.Namespace) -> int:
     from thesis_lib.device.export import export
     from thesis_lib.device.run import pictures_of
 
-    if len(args.category) > 1 or args.category == ["all"]:
+    if args.category and (len(args.category) > 1 or args.category == ["all"]):
         raise ThesisError(f"--category {' '.join(args.category)}: a bundle is of one category")
     added = pictures_of(args.add) if args.add else ()
 

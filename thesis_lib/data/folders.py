@@ -1,6 +1,7 @@
 """Pictures on disk in the layout of MVTec AD: root/category/{train/good, test/<defect>, ground_truth/<defect>}.
 
-The name or path of a folder goes in, a `Category` of samples comes out. Masks are optional.
+The name or path of a folder goes in, a `Category` of samples comes out. Masks are optional. A category may also be
+flat, root/category/{OK, NOK}: see `data.flat`.
 """
 
 import hashlib
@@ -31,16 +32,12 @@ from thesis_lib.core.preprocess import (
     rectangle,
     size_of,
 )
+from thesis_lib.data.flat import GOOD, folders_in, is_flat, plain, scan_flat, two_folders
 from thesis_lib.data.pictures import evenly
 
 if TYPE_CHECKING:       # only `verify` makes a table
     import pandas as pd
 
-# What people call the folder of good parts; compared without case, spaces and signs.
-GOOD = {"good", "goods", "goodparts", "ok", "okay", "okparts", "gut", "gutteile", "io", "normal", "nominal", "pass",
-        "passed", "fine", "clean", "intact", "healthy", "perfect", "flawless", "conform", "bon", "buono", "goed",
-        "nodefect", "nodefects", "defectfree", "nondefective", "notdefective", "undefective", "anomalyfree",
-        "nonanomalous", "notanomalous"}
 SQUEEZED = 4 / 3        # factor by which a resize may change the aspect of a picture without a word
 log = logging.getLogger("thesis_lib")
 
@@ -57,6 +54,13 @@ class Category:
     def labels(self) -> np.ndarray:
         """(n_test,) int: 0 nominal, 1 anomalous."""
         return np.array([sample.label for sample in self.test], dtype=int)
+
+    @property
+    def cross_fitted(self) -> bool:
+        """True where there are defective but no good test pictures: then good ones that were learned from have to be
+        scored by detectors that have not learned from them (`evaluation.folded`).
+        """
+        return bool(self.test) and bool(self.labels.all())
 
     @property
     def has_masks(self) -> bool:
@@ -121,8 +125,10 @@ def demo() -> Path:
 
 
 def categories(root: str | Path, good_name: str = "good") -> list[str]:
-    """Names of the folders below root that hold train/good; good_name is what `good` is called there."""
-    found = (folder.parent.parent.name for folder in resolve(root).glob(f"*/train/{_plain(good_name)}"))
+    """Names of the folders below root that hold train/good, or are flat; good_name is what `good` is called there."""
+    folder = resolve(root)
+    found = {place.parent.parent.name for place in folder.glob(f"*/train/{_pattern(good_name)}")}
+    found |= {place.name for place in folders_in(folder) if is_flat(place, good_name)}
     return sorted(name for name in found if not hidden(name))
 
 
@@ -131,9 +137,9 @@ def some_categories(root: str | Path, good_name: str = "good") -> list[str]:
     folder = resolve(root)
     if names := categories(folder, good_name):
         return names
-    if pictures_in(folder / "train" / good_name):
+    if pictures_in(folder / "train" / good_name) or is_flat(folder, good_name):
         raise DataError(f"{folder}: is a category itself; give the folder above it, {folder.parent}")
-    for part in (folder, *_folders(folder)):
+    for part in (folder, *folders_in(folder)):
         _needs_good(part / "train", good_name)
     loose = len(pictures_in(folder))
     raise DataError(f"{folder}: holds no category" + (f", but {loose} pictures" if loose else "") +
@@ -149,13 +155,16 @@ def scan(root: str | Path, category: str, good_name: str = "good") -> Category:
     folder = resolve(root) / category
     if not folder.is_dir():
         raise DataError(f"{folder}: no such category; categories here: {', '.join(some_categories(root, good_name))}")
+    if is_flat(folder, good_name):
+        good, bad = scan_flat(folder, good_name)
+        return Category(category, tuple(good), tuple(bad))
     _needs_good(folder / "train", good_name)
     train = [Sample(file, "train", "good") for file in pictures_in(folder / "train" / good_name)]
     if not train:
         raise DataError(f"{folder / 'train' / good_name}: no pictures ({', '.join(sorted(SUFFIXES))}); "
                         "nominal training pictures belong there")
     _needs_good(folder / "test", good_name, alone=False)
-    kinds = {"good" if place.name == good_name else place.name: place for place in _folders(folder / "test")}
+    kinds = {"good" if place.name == good_name else place.name: place for place in folders_in(folder / "test")}
     test = []
     for defect, place in sorted(kinds.items()):
         masks: dict[str, Path] = {}             # name of the picture, without its ending -> its mask
@@ -163,6 +172,16 @@ def scan(root: str | Path, category: str, good_name: str = "good") -> Category:
             masks = {file.stem.removesuffix("_mask"): file for file in pictures_in(folder / "ground_truth" / defect)}
         test += [Sample(file, "test", defect, masks.get(file.stem)) for file in pictures_in(place)]
     return Category(category, tuple(train), tuple(test))
+
+
+def of_folders(good: str | Path, bad: str | Path | None = None) -> Category:
+    """A category of a folder of good parts and, where there is one, a folder of defective ones; they may lie anywhere.
+
+    All good pictures are there to be learned from; folders below that of the defective ones are kinds of defect.
+    Raises DataError that names what is missing.
+    """
+    name, train, test = two_folders(good, bad)
+    return Category(name, tuple(train), tuple(test))
 
 
 def verify(root: str | Path, good_name: str = "good") -> "pd.DataFrame":
@@ -260,11 +279,11 @@ def _needs_good(folder: Path, good_name: str, alone: bool = True) -> None:
     """DataError where the pictures of train or test lie in folders of which none is called good_name, and one seems to
     be it: by its name, or, where `alone` says that no other belongs there, as the only one.
     """
-    inside = {place.name: len(pictures_in(place)) for place in _folders(folder)}
+    inside = {place.name: len(pictures_in(place)) for place in folders_in(folder)}
     if inside.get(good_name):
         return
     filled = [name for name, count in inside.items() if count]
-    likely = [name for name in filled if re.sub(r"[\W_]+", "", name.casefold()) in GOOD]
+    likely = [name for name in filled if plain(name) in GOOD]
     likely = likely or (filled if alone and len(filled) == 1 else [])
     if likely:
         raise DataError(f"{folder / likely[0]}: seems to hold the good parts; call it {good_name}, or give "
@@ -273,20 +292,13 @@ def _needs_good(folder: Path, good_name: str, alone: bool = True) -> None:
         raise DataError(f"{folder}: its {loose} pictures of good parts belong into {folder / good_name}")
 
 
-def _folders(folder: Path) -> list[Path]:
-    """The folders right in a folder, sorted, without hidden ones and those of systems; none where it is missing."""
-    if not folder.is_dir():
-        return []
-    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not hidden(entry.name))
-
-
 def _ignored(folder: Path) -> int:
     """Pictures in and below a folder that `hidden` leaves out."""
     every = [file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()]
     return len(every) - len(pictures_in(folder, below=True))
 
 
-def _plain(name: str) -> str:
+def _pattern(name: str) -> str:
     """The name as a pattern that only fits itself."""
     return re.sub(r"([*?[])", r"[\1]", name)
 
