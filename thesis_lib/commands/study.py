@@ -84,9 +84,10 @@ def check_where(args: argparse.Namespace) -> None:
         return
     if not args.data:
         raise ThesisError("where are the pictures? needs --data with --category, or --good")
+    from thesis_lib.data import folders
+    root = folders.resolve(args.data)
     if not args.category:
-        from thesis_lib.data import folders
-        raise ThesisError(f"--category: needs one of {', '.join(folders.some_categories(args.data, args.good_name))}")
+        raise ThesisError(f"--category: needs one of {', '.join(folders.some_categories(root, args.good_name))}")
 
 
 def found(args: argparse.Namespace, name: str | None) -> "Category":

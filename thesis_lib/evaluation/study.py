@@ -6,7 +6,7 @@ and what a page has to show of it (`report.study`). The same from the shell: `th
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,17 +22,18 @@ from thesis_lib.evaluation.examined import Examined, examine
 from thesis_lib.evaluation.folded import evaluate_folded, wins_of
 from thesis_lib.evaluation.ladder import Rung, fitting, ladder, sizes_of
 from thesis_lib.evaluation.on_pi import Predicted
+from thesis_lib.evaluation.robustness import STEPS, robustness
 from thesis_lib.evaluation.scores import evaluate_many
 from thesis_lib.evaluation.stage_times import measure_times
 from thesis_lib.evaluation.wins import Wins
 from thesis_lib.methods.base import Detector
 
 DEVICES = ("here", "pi4")
-BUNDLED = ("patchcore", "simplenet", "efficientad")     # what `device.export` can write; a test holds both together
+BUNDLED = ("patchcore", "simplenet", "efficientad")     # what `device.export` can write
 FEWEST = 5              # good pictures: one in each fold
 QUICK = {"train": 60, "test": 60}       # pictures at most, evenly spaced
 # A fitted detector, the category, its preprocessing and a threshold -> a table to show, columns as they are to be read.
-Robustness = Callable[[Detector, Category, Preprocess, float], pd.DataFrame]
+QUICK_STEPS = {"brightness": (-0.1, 0.1), "blur": (0.002,), "noise": (5,), "jpeg": (70,)}
 log = logging.getLogger("thesis_lib")
 
 
@@ -102,13 +103,13 @@ def study(category: Category, preprocess: Preprocess | None = None, *, backbone:
           weights: str = "imagenet", engine: str = "eager", tiles: tuple[int, int] | None = None,
           budget_ms: float | None = None, device: str = "here", quick: bool = False, trained: bool = False,
           seeds: int | None = None, batch_size: int = 8, pictures: int | None = None, threads: int | None = None,
-          robustness: Robustness | None = None, force: bool = False) -> Study:
+          force: bool = False) -> Study:
     """Evaluate the ladder on the category, and recommend the cheapest configuration within the budget of which it
     cannot be told that the best one is better (paired interval of the AUROCs).
 
     budget_ms: milliseconds a picture on `device`: here (measured) or pi4 (predicted). quick: one seed and few pictures,
-    the same sizes. seeds: memory banks and draws of channels, 3 by default. robustness: makes the table of what light,
-    blur and the like do to the configuration looked at. Finished rows are taken from outputs/results.
+    the same sizes. seeds: memory banks and draws of channels, 3 by default. Finished rows are taken from
+    outputs/results.
     Raises ThesisError or DataError in one line for pictures and parameters that give no study.
     """
     one_of("device", device, DEVICES)
@@ -138,9 +139,11 @@ def study(category: Category, preprocess: Preprocess | None = None, *, backbone:
     looked_at = chosen or (lines[0] if won else _usual(lines))
     log.info("study: a closer look at %s", looked_at.rung.name)
     close = examine(looked_at.rung.detector, category, looked_at.rung.preprocess, batch_size=batch_size)
+    # 5. What light, blur and the like do to it, on pictures that it has not learned from.
     shown = None
-    if robustness is not None:
-        shown = robustness(close.detector, category, looked_at.rung.preprocess, close.usual.threshold)
+    if (category.labels == 0).any():
+        shown = robustness(close.detector, category.test, looked_at.rung.preprocess, close.usual.threshold,
+                           steps=QUICK_STEPS if quick else STEPS, spread=close.usual.spread, batch_size=batch_size)
     return Study(category, tuple(lines), device, budget_ms, chosen, looked_at, reference, best, behind,
                  wins.optimism(won) if won else math.nan, close,
                  tuple(sample.defect for sample in category.test if sample.label), shown,

@@ -90,8 +90,8 @@ def _comparison(study: Study) -> str:
     image = html.picture(study_figures.tradeoff(study), "AUROC of each configuration against its milliseconds", "wide")
     return ("<h2>AUROC against time</h2><p>The AUROC is the chance that a defective picture scores higher than a good "
             "one: 100 % is perfect, 50 % is guessing. Each point is a configuration, the bar its 95 % interval over "
-            "the test pictures; the line joins those that no cheaper one reaches (the front). The ring is the recommended "
-            f"one.</p>{image}{html.table(lines, marked)}"
+            "the test pictures; the line joins those that no cheaper one reaches (the front). The ring is the "
+            f"recommended one.</p>{image}{html.table(lines, marked)}"
             f"<h3>Choosing flatters</h3><p>{escape(study_words.optimistic(study))}</p>")
 
 
@@ -159,12 +159,21 @@ def _threshold(study: Study) -> str:
 
 
 def _robustness(study: Study) -> str:
-    """The table that `study(robustness=...)` has made."""
     title = "<h2>When the light changes</h2>"
-    if study.robustness is None:
-        return title + "<p>Not measured in this run.</p>"
-    return (f"{title}<p>Held-out pictures, changed by small steps before anything else is done to them. Recall is "
-            "shown because a blind detector tolerates everything.</p>" + html.table(study.robustness))
+    table = study.robustness
+    if table is None:
+        return title + "<p>Not measured: it takes good pictures that no detector has learned from.</p>"
+    lines = pd.DataFrame({
+        "change": table["label"],
+        "scores of good parts move by, interquartile ranges": [f"{moved:+.2f}" for moved in table["shift_iqr"]],
+        "good parts flagged": [f"{round(row.false_alarms * row.n_good)} of {row.n_good}" for row in table.itertuples()],
+        "defects found": [f"{round(row.recall * row.n_defective)} of {row.n_defective}" if row.n_defective else ""
+                          for row in table.itertuples()]})
+    return (f"{title}<p>The test pictures, changed by small steps before anything else is done to them, against the "
+            f"threshold for {100 * study.examined.usual.expected:.1f} % false alarms. What is found is shown because a "
+            "blind detector tolerates everything. Turned and shifted pictures are cut, and compared with untouched "
+            "ones that are cut equally; where cutting alone flags many, only the movement of their scores tells "
+            f"something.</p>{html.table(lines)}")
 
 
 def _pi(study: Study) -> str:
@@ -175,7 +184,8 @@ def _pi(study: Study) -> str:
     return ("<h2>On a Raspberry Pi 4B</h2>"
             f"<p><b>Predicted, not measured:</b> {escape(line.rung.name)} would take about "
             f"{milliseconds(line.pi4.ms)} a picture in float32, {milliseconds(line.pi4.low)} to "
-            f"{milliseconds(line.pi4.high)}. The prediction rests on three networks that the thesis timed there; on those that it had not seen it was wrong by a factor of up to "
+            f"{milliseconds(line.pi4.high)}. The prediction rests on three networks that the "
+            "thesis timed there; on those that it had not seen it was wrong by a factor of up to "
             f"{line.pi4.factor:.1f}. <code>thesis measure</code> says the truth.</p>")
 
 
