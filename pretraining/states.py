@@ -59,8 +59,8 @@ class Recipe:
 
 RECIPES: Mapping[str, Recipe] = {
     "efficientad_bracket": Recipe(
-        EfficientAD(weights="bundled", penalty="none", steps=6000, rate=2e-4, snapshots=12, precision="bfloat16"),
-        "bracket", 192, 300),
+        EfficientAD(weights="bundled", penalty="none", steps=5000, rate=2e-4, snapshots=5, precision="bfloat16"),
+        "bracket", 256, 300),
     "uninformed_students_weave": Recipe(
         UninformedStudents(weights="bundled", layers=(2,), channels=16, teacher_steps=2000, teacher_rate=1e-3,
                            epochs=10, rate=1e-3, snapshots=10), "weave", 256, 60)}

@@ -1,5 +1,6 @@
 """`thesis study`, from folders to a page and rows; on tiny pictures with random weights."""
 
+import json
 import re
 
 import numpy as np
@@ -45,6 +46,18 @@ def test_from_two_folders_to_a_page(parts, tmp_path, capsys):
     assert main(command) == 0
     again = pd.read_csv(out / "rows.csv")
     pd.testing.assert_frame_equal(again[COLUMNS[:5]], rows[COLUMNS[:5]])
+
+
+def test_evaluate_takes_two_folders(parts, capsys):
+    """And says that its AUROC is a mean over folds."""
+    command = ["evaluate", "patchcore", "--data", str(parts), "--category", "part", "--weights", "random", "--layers",
+               "1", "--image-size", "64", "--bank", "20", "--seeds", "2"]
+    assert main([*command, "--json"]) == 0
+    said = capsys.readouterr().out
+    answer = json.loads(said[said.index("{"):])
+    assert answer["folds"] == 5 and len(answer["per_seed"]) == 2
+    assert answer["image_auroc"] == pytest.approx(np.mean(answer["per_seed"]))
+    assert main(command) == 0 and "the mean of 5 folds" in capsys.readouterr().out
 
 
 def test_without_defective_pictures_nothing_is_ranked(parts, tmp_path, capsys):

@@ -71,7 +71,7 @@ def test_a_file_gives_the_scores_of_its_row(name, loaded, published, demo_data):
 def test_logical_defects_are_found_by_the_global_map(loaded):
     _, low, _ = loaded["efficientad_bracket"].card_["fresh"]["global"]["missing_hole"]
     assert states.FRESH >= 50 and low > 80
-    assert loaded["efficientad_bracket"].card_["auroc"][0] > 90
+    assert loaded["efficientad_bracket"].card_["auroc"][0] >= 95
 
 
 @pytest.mark.parametrize("name", EVERY)

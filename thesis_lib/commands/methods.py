@@ -190,7 +190,24 @@ def _evaluate(args: argparse.Namespace) -> int:
     if args.pictures < 0:
         raise ThesisError(f"pictures={args.pictures}: needs at least 1, or 0 to time none")
 
-    def measure(detector: "Detector", category: "Category", preprocess: Preprocess) -> dict[str, Any]:
+    def folded(detector: "Detector", category: "Category", preprocess: Preprocess) -> dict[str, Any]:
+        """There are no good test pictures."""
+        from thesis_lib.evaluation.folded import evaluate_folded, wins_of
+        from thesis_lib.evaluation.wins import interval
+        rows = evaluate_folded({"": detector}, category, preprocess, seeds=args.seeds, batch_size=args.batch_size,
+                               force=args.force)[""]
+        won = wins_of(rows)
+        low, high = interval(won)
+        folds = len(rows[0]["folds"])
+        print(f"{category.name}: image AUROC {100 * won.auroc:.1f} % (95 % interval {100 * low:.1f} to "
+              f"{100 * high:.1f}), the mean of {folds} fold{'s' * (folds > 1)}: there are no good test pictures, so those of a fold are "
+              f"scored by a detector that has not learned from them; {len(rows)} seeds, weights "
+              f"{rows[0]['weights']['source']}")
+        return {"method": args.method, "category": category.name, "weights": rows[0]["weights"]["source"],
+                "seeds": len(rows), "image_auroc": won.auroc, "low": low, "high": high, "folds": folds,
+                "per_seed": [row["image_auroc"] for row in rows], "rows": [row["id"] for row in rows]}
+
+    def tested(detector: "Detector", category: "Category", preprocess: Preprocess) -> dict[str, Any]:
         rows = scores.evaluate(detector, category, preprocess, seeds=args.seeds, batch_size=args.batch_size,
                                force=args.force)
         summary = tables.summary(rows).iloc[0]
@@ -215,6 +232,10 @@ def _evaluate(args: argparse.Namespace) -> int:
             print(f"{category.name}: pixel AUROC and PRO n/a, "
                   + (f"no mask has a pixel at {in_pixels(preprocess.shape)}" if category.has_masks
                      else "not every anomalous picture has a mask"))
+        return answer
+
+    def measure(detector: "Detector", category: "Category", preprocess: Preprocess) -> dict[str, Any]:
+        answer = (folded if category.cross_fitted else tested)(detector, category, preprocess)
         if args.pictures:
             row = stage_times.measure_time(detector, category, preprocess, pictures=args.pictures, force=args.force)
             answer |= {"stage_ms": row["stage_ms"], "total_ms": row["total_ms"]}
