@@ -200,8 +200,8 @@ def _evaluate(args: argparse.Namespace) -> int:
         low, high = interval(won)
         folds = len(rows[0]["folds"])
         print(f"{category.name}: image AUROC {100 * won.auroc:.1f} % (95 % interval {100 * low:.1f} to "
-              f"{100 * high:.1f}), the mean of {folds} fold{'s' * (folds > 1)}: there are no good test pictures, so those of a fold are "
-              f"scored by a detector that has not learned from them; {len(rows)} seeds, weights "
+              f"{100 * high:.1f}), the mean of {folds} fold{'s' * (folds > 1)}: there are no good test pictures, so "
+              f"those of a fold are scored by a detector that has not learned from them; {len(rows)} seeds, weights "
               f"{rows[0]['weights']['source']}")
         return {"method": args.method, "category": category.name, "weights": rows[0]["weights"]["source"],
                 "seeds": len(rows), "image_auroc": won.auroc, "low": low, "high": high, "folds": folds,
