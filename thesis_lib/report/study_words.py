@@ -70,8 +70,8 @@ def _sure(study: Study, line: Line) -> str:
     sure = ("little more than a guess" if not width <= 0.2 else "a first indication" if width > 0.08
             else "fairly sure")
     expected = "" if math.isnan(study.optimism) else (
-        f", and expect some {100 * max(study.optimism, 0):.1f} points less, as one of {len(study.lines)} was chosen by "
-        "the very pictures that judge it")
+        f"; choosing among {len(study.lines)} by the very pictures that judge them flatters the best of them by some "
+        f"{100 * max(study.optimism, 0):.1f} points")
     return f"By {tested} this is {sure}, for parts and light like these{expected}."
 
 
