@@ -187,7 +187,7 @@ def test_shuffled_folds_can_be_asked_for_and_a_recall_in_place_of_a_rate(categor
 @pytest.mark.parametrize("other", [
     {"layers": (1, 2), "embedding": "avgmax_k3_s1_p1", "join": "interpolate", "scaling": "normalise_weight",
      "tap": "preactivation", "activation": "softmin", "distance": "l2_squared"},
-    {"embedding": "adaptive_4"}])
+    {"embedding": "adaptive_4"}, {"layers": (1, 2)}])
 def test_every_part_of_an_embedding_goes_into_the_graph(category, tmp_path, other):
     """`export` refuses a bundle whose scores are not the library's; here by a closer limit. FAISS rounds 1e-4 away."""
     export.export(replace(DETECTOR, **other), category, SMALL, tmp_path / "out", false_alarms=0.1)

@@ -234,13 +234,19 @@ def _joined(levels: list[torch.Tensor], grid: tuple[int, int]) -> torch.Tensor:
     """Channels of all maps (B, C, h, w) side by side (B, H, W, D), each position of a coarser map as a block of
     H/h x W/w positions. Every number is written once, to its last place.
     """
+    for x in levels:
+        h, w = x.shape[-2:]
+        if grid[0] % h or grid[1] % w:
+            raise ThesisError(f"join=repeat: a map of {h}x{w} does not repeat block-wise onto {grid[0]}x{grid[1]}, "
+                             "the sides must divide; use join=interpolate")
+    if torch.jit.is_tracing():                  # what is written into a part of a tensor does not convert to ONNX
+        return torch.cat([x.permute(0, 2, 3, 1)[:, :, None, :, None]
+                          .expand(-1, -1, grid[0] // x.shape[2], -1, grid[1] // x.shape[3], -1)
+                          .reshape(len(x), *grid, -1) for x in levels], dim=-1)
     joined = levels[0].new_empty(len(levels[0]), *grid, sum(x.shape[1] for x in levels))
     first = 0                                   # channel of the level
     for x in levels:
         channels, h, w = x.shape[1:]
-        if grid[0] % h or grid[1] % w:
-            raise ThesisError(f"join=repeat: a map of {h}x{w} does not repeat block-wise onto {grid[0]}x{grid[1]}, "
-                             "the sides must divide; use join=interpolate")
         blocks = joined.view(len(x), h, grid[0] // h, w, grid[1] // w, -1)
         blocks[..., first:first + channels] = x.permute(0, 2, 3, 1)[:, :, None, :, None]
         first += channels
