@@ -32,7 +32,7 @@ DEVICES = ("here", "pi4")
 BUNDLED = ("patchcore", "simplenet", "efficientad")     # what `device.export` can write
 FEWEST = 5              # good pictures: one in each fold
 QUICK = {"train": 60, "test": 60}       # pictures at most, evenly spaced
-# A fitted detector, the category, its preprocessing and a threshold -> a table to show, columns as they are to be read.
+# Of `robustness`; those that move a picture are left out.
 QUICK_STEPS = {"brightness": (-0.1, 0.1), "blur": (0.002,), "noise": (5,), "jpeg": (70,)}
 log = logging.getLogger("thesis_lib")
 

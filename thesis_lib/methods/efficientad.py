@@ -6,7 +6,7 @@ re-implementation nelson1425/EfficientAD decide. Differs from them: the penalty'
 change after the resize; the score is the maximum of the map itself, whose rim then gets the nearest values. Theirs is
 that of the map with a rim of zeros, at the size of the file: up to 20 % less at 256 pixels, never below 0, in nearly
 the same order. As theirs, the autoencoder pads with zeros, which raises the outermost ring of the global map in the
-first hundred steps.
+first few hundred steps.
 All networks learn in torch, whatever the engine: it only runs what has been learned, as one ONNX model.
 Letters: B images, C = 384 channels, h, w grid. Of the paper: T teacher, normalised by mu and sigma; S and S' the two
 halves of the student, which follow T and the autoencoder A.

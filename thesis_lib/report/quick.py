@@ -3,7 +3,6 @@
 The name of a category goes in; a folder of its own with drawn pictures, a row and `index.html` come out.
 """
 
-import base64
 import logging
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -21,7 +20,7 @@ from thesis_lib.data.folders import Category, scan
 from thesis_lib.data.pictures import Pictures
 from thesis_lib.evaluation.scores import evaluate, worst
 from thesis_lib.methods.patchcore import PatchCore
-from thesis_lib.report import figures, tables
+from thesis_lib.report import figures, html, tables
 
 PICTURES: dict[str, Any] = {"train": 60, "good": 20, "defective": 30}       # as many as the demo set has of a category
 SHOWN = ("cpu", "cpus_usable", "system", "python", "library", "commit")     # facts of the stamp, beside the versions
@@ -130,9 +129,8 @@ def _card(text: str, figure: figures.Figure) -> str:
         axis.set_position((0, bottom, 1, 0.44))
         axis.set_anchor("C")
     figure.set_dpi(150)
-    picture = base64.b64encode(figure._repr_png_()).decode()
-    return (f'<figure><img alt="picture and anomaly map" src="data:image/png;base64,{picture}">'
-            f"<figcaption>{escape(text)}</figcaption></figure>")
+    picture = html.picture(figure, "picture and anomaly map")
+    return f"<figure>{picture}<figcaption>{escape(text)}</figcaption></figure>"
 
 
 def _page(line: pd.Series, category: Category, cards: Sequence[str]) -> str:

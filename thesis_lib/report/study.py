@@ -161,11 +161,13 @@ def _threshold(study: Study) -> str:
 def _robustness(study: Study) -> str:
     title = "<h2>When the light changes</h2>"
     table = study.robustness
+    # The unit of shift_iqr is 0 where most nominal scores are equal: then there is none.
     if table is None:
         return title + "<p>Not measured: it takes good pictures that no detector has learned from.</p>"
     lines = pd.DataFrame({
         "change": table["label"],
-        "scores of good parts move by, interquartile ranges": [f"{moved:+.2f}" for moved in table["shift_iqr"]],
+        "scores of good parts move by, interquartile ranges": [
+            "" if pd.isna(moved) else f"{moved:+.2f}" for moved in table["shift_iqr"]],
         "good parts flagged": [f"{round(row.false_alarms * row.n_good)} of {row.n_good}" for row in table.itertuples()],
         "defects found": [f"{round(row.recall * row.n_defective)} of {row.n_defective}" if row.n_defective else ""
                           for row in table.itertuples()]})
