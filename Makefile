@@ -10,7 +10,7 @@ ARGS    ?=
 PROFILE ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install quick run test lab bench render docs check clean
+.PHONY: help install quick run test slow lab bench render docs check clean
 
 help:  ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -29,8 +29,16 @@ quick: $(READY)  ## first results in a minute: outputs/quick/index.html
 run: $(READY)  ## execute every notebook on the embedded demo data, offline (PROFILE=, ARGS=)
 	$(BIN)/thesis run --profile $(PROFILE) $(ARGS)
 
-test: $(READY)  ## all tests
-	$(BIN)/python -m pytest $(ARGS)
+# A test process per core, at most four: each may hold 3 GB. One thread for each.
+TESTS := -n logical --maxprocesses 4 --dist loadscope --no-loadscope-reorder
+ifndef OMP_NUM_THREADS
+test slow: export OMP_NUM_THREADS := 1
+endif
+test: $(READY)  ## all tests but the slow ones (ARGS="-n 0 tests/methods" for some of them)
+	$(BIN)/python -m pytest $(TESTS) -m "not slow" $(ARGS)
+
+slow: $(READY)  ## the tests that take tens of seconds or minutes each
+	$(BIN)/python -m pytest $(TESTS) -m slow $(ARGS)
 
 # As in thesis_lib/__init__.py, which comes too late where a notebook imports torch first.
 ifndef OMP_WAIT_POLICY

@@ -13,6 +13,11 @@ from thesis_lib.data import synthetic
 from thesis_lib.networks import backbones
 
 
+def pytest_collection_modifyitems(items):
+    """All notebooks first: the longest test must not be the last that one of several processes begins."""
+    items.sort(key=lambda item: item.path.name != "test_notebooks.py")
+
+
 @pytest.fixture(autouse=True)
 def own_folders(tmp_path, monkeypatch):
     """No test reads or writes data/ and outputs/ of the checkout."""

@@ -511,6 +511,7 @@ scores.evaluate_many(detectors, pictures, Preprocess(image_size=size), seeds=2)
 stage_times.measure_time(detectors["bank"], pictures, Preprocess(image_size=size), pictures=1)"""
 
 
+@pytest.mark.slow
 def test_two_at_a_time_measure_the_same_numbers(folder, make_category, tmp_path, monkeypatch):
     """On half the threads each, but for trainings: rows of the same names with the same scores, those of what is
     trained bit for bit; times are named by their threads.

@@ -27,7 +27,8 @@ COMMANDS = {
 TIMES = {"fit_s", "peak_memory_gb", "finished", "stamp"}
 
 
-@pytest.mark.parametrize("method", COMMANDS)
+@pytest.mark.parametrize("method", [pytest.param(name, marks=pytest.mark.slow) if name == "efficientad" else name
+                                    for name in COMMANDS])
 def test_killed_and_started_again_ends_with_the_same_row(method, make_category, tmp_path):
     root = make_category(train=4, good=3, bad=3)
 

@@ -88,7 +88,6 @@ def check(network, pictures):
             assert torch.equal(features[level], x)
 
 
-@pytest.mark.slow
 def test_two_processes_may_keep_the_same_maps(make_category):
     root = make_category(train=6)
     together(fill, root)

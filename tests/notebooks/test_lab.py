@@ -15,6 +15,8 @@ from papermill.parameterize import parameterize_notebook
 
 from thesis_lib.batch.plan import plan
 
+pytestmark = pytest.mark.slow
+
 TOKEN = "test"
 IDLE = "/\\| Idle/.test(document.querySelector('#jp-main-statusbar')?.innerText || '')"
 EXECUTED = "[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].every(e => /\\[\\d+\\]/.test(e.textContent))"

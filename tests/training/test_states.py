@@ -74,6 +74,7 @@ def test_logical_defects_are_found_by_the_global_map(loaded):
     assert loaded["efficientad_bracket"].card_["auroc"][0] >= 95
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY)
 def test_the_first_steps_of_a_recipe_give_the_losses_of_its_row(name, loaded, published, monkeypatch):
     """To 1e-3 on any processor; teachers of Uninformed Students are those of the file, rounded to 16 bits."""
