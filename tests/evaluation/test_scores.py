@@ -421,6 +421,18 @@ def test_compare_times_what_it_cannot_judge(pad, small):
     assert detectors["other"].weights == "bundled"
 
 
+def test_what_is_only_timed_sees_as_few_pictures_as_fill_its_bank(pad, small):
+    bank = patchcore(bank=1000, layers=(2,))                                    # 64 places a picture of 64 pixels
+    assert stage_times.pictures_for_bank(bank, small) == 16
+    assert stage_times.pictures_for_bank(dataclasses.replace(bank, engine="int8", calibration=20), small) == 20
+    for other in (dataclasses.replace(bank, bank="10%"), dataclasses.replace(bank, search="pruned"), SPADE(k=1)):
+        assert stage_times.pictures_for_bank(other, small) == 0                 # all
+    other = patchcore(weights="bundled", backbone="resnet34", bank=100, layers=(1,))      # 256 places
+    _, times = stage_times.compare({"other": other}, pad, small, seeds=1, pictures=1)
+    other = dataclasses.replace(other, weights="random")
+    assert times["other"] == stage_times.measure_time(other, pad.subset(train=1), small, pictures=1)
+
+
 def test_time_without_test_pictures_takes_training_pictures(make_category, small, monkeypatch):
     category, seen = data.scan(make_category(good=0, bad=0), "pad"), []
     monkeypatch.setattr(stage_times, "measure", lambda detector, images, **how: seen.extend(images)

@@ -6,6 +6,7 @@ Detectors, a category and its preprocessing go in, one row per detector comes ou
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING, cast
 
 import pandas as pd
 import torch
@@ -20,6 +21,9 @@ from thesis_lib.evaluation import scores
 from thesis_lib.methods.base import Detector
 from thesis_lib.networks import backbones
 from thesis_lib.networks.torch_setup import torch_threads
+
+if TYPE_CHECKING:
+    from thesis_lib.methods.patchcore import PatchCore
 
 
 def measure(detector: Detector, images: Iterable[torch.Tensor], *, warmup: int = 3, repeats: int = 5,
@@ -83,8 +87,8 @@ def compare(detectors: Mapping[str, Detector], category: Category, preprocess: P
             pictures: int) -> tuple[dict[str, pd.DataFrame], dict[str, dict]]:
     """Rows of `evaluate_many` (without pixel metrics) and of `measure_times` (pictures 0: none), by name.
 
-    A detector whose weights are not at hand has no rows; it is timed with random ones: run time does not depend on
-    their values.
+    A detector whose weights are not at hand has no rows; it is timed with random ones, fitted on as few pictures as
+    fill its bank: run time does not depend on the values.
     """
     if pictures < 0:
         raise ThesisError(f"pictures={pictures}: needs at least 1, or 0 to time none")
@@ -95,8 +99,23 @@ def compare(detectors: Mapping[str, Detector], category: Category, preprocess: P
     rows = scores.evaluate_many(complete, category, preprocess, seeds=seeds, pixels=False)
     if not pictures:
         return rows, {}
-    timed = {name: complete.get(name) or replace(detector, weights="random") for name, detector in detectors.items()}
-    return rows, measure_times(timed, category, preprocess, pictures=pictures)
+    times = measure_times(complete, category, preprocess, pictures=pictures)
+    random = {name: replace(detector, weights="random") for name, detector in detectors.items() if name not in complete}
+    by_count: dict[int, dict[str, Detector]] = {}
+    for name, detector in random.items():
+        by_count.setdefault(pictures_for_bank(detector, preprocess), {})[name] = detector
+    for count, some in by_count.items():
+        times |= measure_times(some, category.subset(train=count), preprocess, pictures=pictures)
+    return rows, {name: times[name] for name in detectors}
+
+
+def pictures_for_bank(detector: Detector, preprocess: Preprocess) -> int:
+    """Training pictures whose patches fill the bank; 0, which means all, where their number or values decide a time."""
+    bank = getattr(detector, "bank", None)
+    if not isinstance(bank, int) or detector.parameters()["search"] == "pruned" or preprocess.masked:
+        return 0
+    places, _ = cast("PatchCore", detector).shape(preprocess.shape)
+    return max(-(-bank // places), detector.calibration if detector.engine == "int8" else 1)
 
 
 def _fitted(detector: Detector) -> bool:
