@@ -1,5 +1,7 @@
 """Real pictures and trained weights, where ../shared (or THESIS_SHARED) has them."""
 
+import functools
+import json
 import os
 import re
 import subprocess
@@ -12,10 +14,14 @@ import torch
 
 from benchmarks.bench_coreset import plain_loop
 from thesis_lib import data
+from thesis_lib.core import paths
 from thesis_lib.evaluation import scores
 from thesis_lib.methods import PatchCore
+from thesis_lib.methods.registry import METHODS
 from thesis_lib.networks import backbones
+from thesis_lib.networks.torch_setup import has_bfloat16, torch_threads
 from thesis_lib.patches import coreset
+from thesis_lib.training import descent
 
 SHARED = Path(os.environ.get("THESIS_SHARED") or Path(__file__).resolve().parents[2] / "shared")
 PDN_SMALL = SHARED / "weights" / "pdn_small_imagenet.safetensors"
@@ -114,3 +120,27 @@ def test_fit_on_all_screws_stays_small():
                           capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert int(re.search(r"peak (\d+)", done.stdout)[1]) * 1024 < 2.5e9
+
+
+# Rows that keep their first losses. The teachers of Uninformed Students take too long to be distilled here.
+TRAINED = [row for row in map(json.loads, (paths.published() / "methods.jsonl").read_text().splitlines())
+           if row.get("training", {}).get("first_losses") and row["method"] != "uninformed_students"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", TRAINED, ids=lambda row: f"{row['method']}-{row['category']}-{row['id']}")
+def test_the_first_steps_of_a_published_training_give_its_losses(row, monkeypatch):
+    """To 1e-3 on any processor with the units that the row was trained with."""
+    parameters = {name: tuple(value) if isinstance(value, list) else value for name, value in row["parameters"].items()}
+    if parameters["precision"] == "bfloat16" and not has_bfloat16("cpu"):
+        pytest.skip("this processor has no bf16 units: 50 steps would take many minutes")
+    source = row["weights"]["source"]
+    weights = source if source == "random" else str(SHARED / "weights" / source)
+    detector = METHODS[row["method"]](**parameters, weights=weights, seed=row["seed"])
+    monkeypatch.setattr(descent, "descend", functools.partial(descent.descend, limit=50))
+    category = data.scan(SHARED / "data" / ("" if row["category"] == "elpv_mono" else "mvtec_ad"), row["category"])
+    with torch_threads(1):
+        course = detector.train(detector.collect(data.Pictures(category.train, data.Preprocess(**row["preprocess"]))))
+    assert course.step == 50
+    for loss, values in course.losses.items():
+        np.testing.assert_allclose(values, row["training"]["first_losses"][loss], 1e-3, err_msg=loss)
