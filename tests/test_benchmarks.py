@@ -15,12 +15,13 @@ from benchmarks import (
     bench_search,
     bench_training,
     common,
+    compare_rows,
 )
 from tests.patches.test_coreset import clustered, farthest_first
 from thesis_lib import data
 from thesis_lib.core import identity, paths
 from thesis_lib.data.pictures import load_image
-from thesis_lib.evaluation import limits
+from thesis_lib.evaluation import limits, scores
 from thesis_lib.methods import PatchCore
 from thesis_lib.networks import engines
 from thesis_lib.patches import coreset, search
@@ -282,3 +283,21 @@ def test_how_often_a_promise_holds_is_printed_and_stored(make_category, capsys, 
         assert 0 < line["expected"] <= line["asked"] and 0 <= line["true"] <= 1 and np.isfinite(line["shift"])
     assert row["parameters.embedding"] == "avg_k3_s2_p1" and row["protocol.rounds"] == 3
     assert "expected" in capsys.readouterr().out
+
+
+def test_rows_of_two_folders_are_held_side_by_side(tmp_path, make_category, capsys):
+    category = data.scan(make_category(), "pad")
+    for name, banks in (("before", (10, 20)), ("after", (20, 30))):
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setenv("THESIS_OUTPUTS", str(tmp_path / name))
+            scores.evaluate_many({bank: PatchCore(weights="random", layers=(1,), bank=bank) for bank in banks},
+                                 category, data.Preprocess(image_size=64), seeds=1, pixels=False)
+    arguments = [str(tmp_path / "before"), str(tmp_path / "after")]
+    assert compare_rows.main(arguments) == 0
+    assert "1 rows of 2 and 2 measure the same" in capsys.readouterr().out
+    (row,) = compare_rows.rows_of(tmp_path / "before").keys() & compare_rows.rows_of(tmp_path / "after").keys()
+    changed = compare_rows.rows_of(tmp_path / "after")
+    changed[row]["scores"][0] *= 1.01
+    assert compare_rows.compare(compare_rows.rows_of(tmp_path / "before"), changed)["scores"].max() > 1e-4
+    assert compare_rows.main([arguments[0], str(tmp_path / "nothing")]) == 1
+    assert "hold no row" in capsys.readouterr().err
