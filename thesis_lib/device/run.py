@@ -5,7 +5,8 @@ Needs NumPy, Pillow, ONNX Runtime, psutil and threadpoolctl; neither torch nor F
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from thesis_lib.device.bundle import FACTS, Bundle, BundleError, Detection, pred
 
 # Shares, see `bundle`. Rounding in int8 falls differently with the kernels of another processor.
 LIMITS = {"float": 1e-3, "int8": 0.05}
+# Suffixes of raw pictures: Pillow opens some of them and gives the small preview that is in them.
+RAW = {".dng", ".raw", ".nef", ".cr2", ".cr3", ".arw", ".orf", ".rw2", ".raf"}
 THROTTLED = {0: "under-voltage", 1: "clock capped", 2: "throttled", 3: "over the soft temperature limit"}
 
 
@@ -86,26 +89,45 @@ def complaints(row: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def detect(bundle: Bundle, files: Sequence[Path], *, engine: str = "float",
-           threads: int | None = None) -> Iterator[tuple[Path, Detection | DataError]]:
-    """What was found in each picture, or why it could not be read or has no score.
+@contextmanager
+def opened(bundle: Bundle, engine: str = "float", threads: int | None = None) -> Iterator[Callable[[Path], Detection]]:
+    """What finds in one picture after the other; it raises DataError for one that cannot be read or has no score.
 
     Where the bundle has bands, a Detection has the values of its picture for the `drift.Watch` that `watch` opens.
     """
-    threads = _threads(threads)
+    threads, banded = _threads(threads), bool(bundle.bands(engine))
     with threadpool_limits(threads, user_api="blas"):
         stages = bundle.stages(engine, threads)
-        for file in files:
+
+        def find(file: Path) -> Detection:
+            if file.suffix.lower() in RAW:
+                raise DataError(f"{file}: is a raw picture, whose colours a bundle knows nothing of; needs JPEG or "
+                                "PNG: ask the camera for one (rpicam-still without --raw)")
             try:
                 image = bundle.image(file)
                 found = predict(stages, image)
-                if bundle.bands(engine):
-                    found = replace(found, values=drift.of_picture(image[0]) | {drift.MAP: drift.of_map(found.map)})
-                yield file, found
+            except DataError:
+                raise
+            except ThesisError as error:            # NaN
+                raise DataError(f"{file}: {error}") from None
+            if banded:
+                found = replace(found, values=drift.of_picture(image[0]) | {drift.MAP: drift.of_map(found.map)})
+            return found
+
+        yield find
+
+
+def detect(bundle: Bundle, files: Sequence[Path], *, engine: str = "float",
+           threads: int | None = None) -> Iterator[tuple[Path, Detection | DataError]]:
+    """What was found in each picture, or why it could not be read or has no score; see `opened`."""
+    with opened(bundle, engine, threads) as find:
+        for file in files:
+            try:
+                found = find(file)
             except DataError as error:
                 yield file, error
-            except ThesisError as error:            # NaN
-                yield file, DataError(f"{file}: {error}")
+            else:
+                yield file, found
 
 
 def watch(bundle: Bundle, engine: str = "float", file: Path | None = None) -> drift.Watch:
