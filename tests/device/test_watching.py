@@ -487,6 +487,16 @@ def test_the_lines_of_the_guide_are_what_is_printed():
     assert Verdict(**error).json() == block.splitlines()[1] and len(found["region"]) == 4
 
 
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
+def test_the_unit_of_the_guide_is_one(tmp_path):
+    text = (ROOT / "docs" / "guides" / "device.md").read_text(encoding="utf-8")
+    (unit,) = re.findall(r"```ini\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "thesis-detect.service").write_text(unit)
+    done = subprocess.run(["systemd-analyze", "verify", tmp_path / "thesis-detect.service"], capture_output=True,
+                          text=True)
+    assert (done.returncode, done.stderr) == (0, "") and "--watch in --json" in unit
+
+
 def test_any_name_is_one_line_of_text():
     assert shown("a\nb\udcff\x1b.png") == "a\\nb\\udcff\\x1b.png" and shown("Würfel 1.png") == "Würfel 1.png"
     assert np.all([char.isprintable() for char in shown("".join(map(chr, range(256))))])
