@@ -71,9 +71,16 @@ def _measure(args: argparse.Namespace) -> int:
         row = run.measure(bundle, engine=args.engine, threads=threads, images=images,
                           pictures=args.pictures, warmup=args.warmup, repeats=args.repeats)
         parity = row["parity"]
-        print(f"scores of the bundle's {parity['pictures']} pictures: at most {100 * parity['difference']:.2g} % from "
-              f"those at export (limit {100 * parity['limit']:.2g} %)")
+        plain, way = parity["pictures"] - parity["on_way"], parity["whole_way"]
+        decoded = (f"; of {parity['on_way']} JPEGs, decoded and resized here: {100 * way:.2g} % (limit "
+                   f"{100 * parity['way_limit']:.2g} %)") if way is not None else ""
+        print(f"scores of the bundle's {plain} pictures: at most {100 * parity['difference']:.2g} % from those at "
+              f"export (limit {100 * parity['limit']:.2g} %){decoded}")
+        print(f"verdicts: {parity['pictures'] - len(parity['flipped'])} of {parity['pictures']} as at export")
         print(times(row["category"], row))
+        steps = ", ".join(f"{step} {ms:.2f}" for step, ms in row["opening_ms"].items())
+        whose = "" if images else ", of pictures of the bundle; --images times yours"
+        print(f"  before that, ms a picture: {steps}{whose}")
         facts = [f"first call {row['first_call_ms']:.1f} ms", f"loading {row['load_ms']:.0f} ms",
                  f"peak memory {_gb(row['peak_memory_gb'])}"]
         facts += [f"{name} {row['before'][name]} to {then}" for name, then in row["after"].items() if then is not None]
