@@ -120,20 +120,6 @@ def test_each_is_told_by_the_detector_without_them_with_its_region_and_hash(cate
         assert x < 24 < x + w and y < 44 < y + h and w * h < 64 * 64 / 4
 
 
-@pytest.mark.parametrize(("preprocess", "size", "expected"), [
-    ({"image_size": 64}, (128, 64), (64, 16, 32, 16)),
-    ({"image_size": 64, "roi": (100, 200, 64, 64)}, (300, 300), (132, 216, 16, 16)),
-    ({"image_size": 64, "resize": "pad"}, (128, 64), (64, 0, 32, 32)),
-    ({"image_size": 64, "resize": "pad"}, (64, 128), (32, 32, 32, 32)),     # its 32 columns stand in the middle of 64
-    ({"image_size": 96, "crop": 64}, (96, 96), (48, 32, 16, 16)),
-    ({"image_size": (64, 128)}, (64, 128), (32, 32, 16, 32))])
-def test_a_region_is_told_in_pixels_of_the_original(preprocess, size, expected):
-    heat = np.zeros((4, 4), dtype=np.float32)
-    heat[1, 2], heat[3, 0] = 1, 0.4
-    found = additions.region(heat, data.Preprocess(**preprocess), size)
-    np.testing.assert_allclose(found, expected, atol=1)
-
-
 def test_copies_and_detectors_that_would_count_them_are_refused(category, small, flagged, tmp_path):
     def refused(pictures, told, detector=DETECTORS["patchcore"]):
         with pytest.raises(ThesisError, match=told) as error:

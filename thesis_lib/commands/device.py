@@ -2,11 +2,12 @@
 
 import argparse
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from thesis_lib.commands import exit_codes
+from thesis_lib.commands import exit_codes, watching
 from thesis_lib.core.errors import ThesisError
 from thesis_lib.core.preprocess import MAPS, DataError
 
@@ -37,13 +38,17 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
                                  "cannot be read does not stop the others, but the exit code is then 1, or 2 where "
                                  "none could be.")
     detect.add_argument("bundle", help="folder that `thesis export` wrote")
-    detect.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE")
+    detect.add_argument("pictures", nargs="*", type=Path, metavar="PICTURE")
     _engine(detect)
     detect.add_argument("--threads", type=int, help="of the network and the search (default: all processors)")
     detect.add_argument("--maps", action="store_true", help=f"write {MAPS}/PICTURE.png beside each: grey, the "
                         "threshold is the middle")
     detect.add_argument("--history", type=Path, metavar="FILE", help="keeps the light of the last 50 pictures from one "
                         "call to the next; without it they are those of this call")
+    detect.add_argument("--json", action="store_true", help="one object a line: time, picture, score, threshold, "
+                        "verdict (OK, anomalous or error), confidence, region (x, y, w, h in the original, of an "
+                        "anomalous picture), milliseconds, bundle, and error where there is one")
+    watching.add(detect)
     detect.set_defaults(do=_detect)
 
 
@@ -66,9 +71,16 @@ def _measure(args: argparse.Namespace) -> int:
         row = run.measure(bundle, engine=args.engine, threads=threads, images=images,
                           pictures=args.pictures, warmup=args.warmup, repeats=args.repeats)
         parity = row["parity"]
-        print(f"scores of the bundle's {parity['pictures']} pictures: at most {100 * parity['difference']:.2g} % from "
-              f"those at export (limit {100 * parity['limit']:.2g} %)")
+        plain, way = parity["pictures"] - parity["on_way"], parity["whole_way"]
+        decoded = (f"; of {parity['on_way']} JPEGs, decoded and resized here: {100 * way:.2g} % (limit "
+                   f"{100 * parity['way_limit']:.2g} %)") if way is not None else ""
+        print(f"scores of the bundle's {plain} pictures: at most {100 * parity['difference']:.2g} % from those at "
+              f"export (limit {100 * parity['limit']:.2g} %){decoded}")
+        print(f"verdicts: {parity['pictures'] - len(parity['flipped'])} of {parity['pictures']} as at export")
         print(times(row["category"], row))
+        steps = ", ".join(f"{step} {ms:.2f}" for step, ms in row["opening_ms"].items())
+        whose = "" if images else ", of pictures of the bundle; --images times yours"
+        print(f"  before that, ms a picture: {steps}{whose}")
         facts = [f"first call {row['first_call_ms']:.1f} ms", f"loading {row['load_ms']:.0f} ms",
                  f"peak memory {_gb(row['peak_memory_gb'])}"]
         facts += [f"{name} {row['before'][name]} to {then}" for name, then in row["after"].items() if then is not None]
@@ -89,34 +101,40 @@ def _measure(args: argparse.Namespace) -> int:
 def _detect(args: argparse.Namespace) -> int:
     from thesis_lib.device import run
     from thesis_lib.device.bundle import Bundle
+    from thesis_lib.device.verdicts import Judge
 
+    if args.watch is not None:
+        return watching.watch(args)
+    watching.check_unused(args)
     bundle = Bundle.open(args.bundle)
-    threshold, failed = bundle.threshold(args.engine), 0
-    if bundle.confidence(args.engine, threshold) is None:
+    judge, failed = Judge(bundle, args.engine), 0
+    if bundle.confidence(args.engine, judge.threshold) is None:
         print(f"thesis: {args.bundle}: was exported before confidences were known and shows none; export it anew",
               file=sys.stderr)
     # A pattern such as p/**/*.png finds the maps of an earlier call, too.
     pictures = [file for file in args.pictures if file.parent.name != MAPS]
-    watch = run.watch(bundle, args.engine, args.history)
+    light = run.watch(bundle, args.engine, args.history)
     if not pictures:
         raise ThesisError(f"{args.pictures[0]}: lies in a folder {MAPS}, which is for maps; needs pictures")
-    for file, detected in run.detect(bundle, pictures, engine=args.engine, threads=args.threads):
-        if isinstance(detected, DataError):
-            print(f"thesis: {detected}", file=sys.stderr)
-            failed += 1
-            continue
-        confidence = bundle.confidence(args.engine, detected.score)
-        shown = "" if confidence is None else f"confidence {confidence:.3f}  "
-        print(f"{detected.score:.4f}  {'anomalous' if detected.score > threshold else 'OK':<9}  {shown}{file}")
-        for line in watch.see(detected.values):
-            print(f"thesis: warning: {line}", file=sys.stderr)
-        if args.maps:
+    with run.opened(bundle, args.engine, args.threads) as find:
+        for file in pictures:
+            start = time.perf_counter()
             try:
-                run.save_map(detected, threshold, bundle.preprocess.shape, file, bundle.floor(args.engine))
-            except OSError as error:
-                print(f"thesis: {run.map_of(file)}: {error.strerror}; the map is not written", file=sys.stderr)
+                found = find(file)
+            except DataError as error:
+                watching.tell(judge(str(file), error, start), args.json)
                 failed += 1
-    watch.save()
+                continue
+            watching.tell(judge(str(file), found, start), args.json)
+            for line in light.see(found.values):
+                print(f"thesis: warning: {line}", file=sys.stderr)
+            if args.maps:
+                try:
+                    run.save_map(found, judge.threshold, bundle.preprocess.shape, file, bundle.floor(args.engine))
+                except OSError as error:
+                    print(f"thesis: {run.map_of(file)}: {error.strerror}; the map is not written", file=sys.stderr)
+                    failed += 1
+    light.save()
     return exit_codes.after(failed, len(pictures) - failed)
 
 

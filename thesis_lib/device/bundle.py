@@ -7,7 +7,8 @@
                                         bank.npy (M, D; -> distances)
                           simplenet     network.onnx, embedding.onnx, discriminator.onnx (-> map)
                           efficientad   network.onnx (-> what teacher, student and autoencoder say), maps.onnx (-> map)
-    pictures/           small copies of ten pictures, the ones with expected scores
+    pictures/           those with expected scores, see `copies`: small copies of ten pictures, on the `whole_way` two
+                        JPEGs and a large one, and the `near` ones, whose scores lie next to the threshold
     SHA256SUMS          of every other file; `sha256sum -c SHA256SUMS` checks them, too
 
 The score is the maximum of the map; EfficientAD's then gets the rim that its networks cut off, from the nearest values.
@@ -90,6 +91,11 @@ class Bundle:
     @property
     def pictures(self) -> list[Path]:
         return [self.folder / name for name in self.facts["pictures"]]
+
+    @property
+    def on_way(self) -> list[Path]:
+        """The JPEGs and the large one of its pictures; of a bundle of before these were known none."""
+        return [self.folder / name for name in self.facts.get("whole_way", ())]
 
     def threshold(self, engine: str) -> float:
         """Scores above it are anomalous."""
@@ -177,14 +183,29 @@ class Bundle:
             raise ThesisError("no position of its map lies inside; needs a larger picture")
         return [image[:, :3], inside]
 
-    def difference(self, engine: str, threads: int) -> float:
-        """Largest difference between the scores here and those expected, as a share."""
-        expected = np.array(self.facts["engines"][engine]["scores"])
+    def parity(self, engine: str, threads: int) -> "Parity":
+        """The scores here of the pictures that it carries, beside those at export."""
+        expected, threshold = np.array(self.facts["engines"][engine]["scores"]), self.threshold(engine)
         stages = self.stages(engine, threads)
         scores = np.array([predict(stages, self.image(file)).score for file in self.pictures])
         # A share of how far a score, or the threshold where that is larger, lies above what the map shows of nothing.
-        height = np.maximum(expected, self.threshold(engine)) - self.floor(engine)
-        return float((np.abs(scores - expected) / height).max())
+        shares = np.abs(scores - expected) / (np.maximum(expected, threshold) - self.floor(engine))
+        names, way = self.facts["pictures"], self.on_way
+        on_way = np.array([file in way for file in self.pictures])
+        flipped = ((scores > threshold) != (expected > threshold)).nonzero()[0]
+        return Parity(float(shares[~on_way].max()), float(shares[on_way].max()) if way else None,
+                      tuple(names[number] for number in flipped), len(names), len(way))
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How the scores of a bundle's pictures differ from those of the same engine at export, as shares."""
+
+    difference: float           # largest, of pictures that are small already: of the network and what follows it
+    whole_way: float | None     # of JPEGs and a large picture: of decoder and resizer, too; None: it has none
+    flipped: tuple[str, ...]    # pictures with another verdict
+    pictures: int               # all of them
+    on_way: int                 # of these the JPEGs and the large one
 
 
 def predict(stages: Stages, image: np.ndarray) -> Detection:

@@ -1,7 +1,7 @@
 """Fit on the desktop and write what a device needs into one folder; `bundle` says what is in it.
 
 A detector, a category and its preprocessing go in, a folder comes out. Each stage becomes an ONNX model or an array,
-in float32 and in int8, with a threshold of its own and the scores to expect of ten pictures.
+in float32 and in int8, with a threshold of its own and the scores to expect of some pictures.
 """
 
 import json
@@ -18,10 +18,10 @@ from numpy.typing import ArrayLike
 
 from thesis_lib.core import stamp
 from thesis_lib.core.errors import ThesisError
-from thesis_lib.core.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess, Sample, read_rgb
+from thesis_lib.core.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess, Sample
 from thesis_lib.data.folders import Category
 from thesis_lib.data.pictures import Pictures, evenly, load_image
-from thesis_lib.device import bundle, drift
+from thesis_lib.device import bundle, copies, drift
 from thesis_lib.device.run import check_scores
 from thesis_lib.evaluation import additions, crossfit, scores
 from thesis_lib.evaluation.thresholds import Promise
@@ -34,7 +34,8 @@ from thesis_lib.networks.maps import Extracted, Stored
 from thesis_lib.networks.pdn import RIM
 from thesis_lib.patches.embedding import OUTSIDE, Patches
 
-PICTURES = 10           # with expected scores
+PICTURES = 10           # small copies with expected scores
+CANDIDATES = 50         # training pictures to take those next to a threshold from, where there are no test pictures
 KNOWN = PatchCore, SimpleNet, EfficientAD           # methods that have a bundle
 Part = tuple[str, bytes | np.ndarray]               # name of a file and its content
 
@@ -83,12 +84,14 @@ def export(detector: Detector, category: Category, preprocess: Preprocess, folde
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         work = Path(temporary) / "bundle"
         work.mkdir()
-        names = _copies(category, preprocess, work)
-        images = [load_image(work / name, preprocess)[None] for name in names]
+        chosen: Sequence[Sample] = category.subset(test=PICTURES).test or evenly(category.train, PICTURES)
+        names = copies.small(chosen, preprocess, work)
+        on_way = copies.whole_way(chosen, preprocess, work)
+        example = load_image(work / names[0], preprocess)[None]
         facts: dict[str, Any] = {
             "format": bundle.FORMAT, "library": stamp.stamp()["library"],
             "preprocess": asdict(preprocess) | {"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
-            "score": "max", "pictures": names, "added": [], "engines": {}}
+            "score": "max", "pictures": [*names, *on_way], "whole_way": on_way, "added": [], "engines": {}}
         light = [drift.of_picture(preprocess.array(sample.path)) for sample in category.train]
         if isinstance(detector, PatchCore):
             facts["distance"] = detector.distance
@@ -96,18 +99,25 @@ def export(detector: Detector, category: Category, preprocess: Preprocess, folde
             _, strides = backbones.shapes(detector.backbone, detector.levels)
             facts |= {"tiles": tiles, "strides": [strides[level] for level in detector.levels]}
         learned = replace(category, train=(*category.train, *added))
-        for name, made in make(detector, category.train, preprocess, batch_size, images[0], planned, added):
+        # Good ones first, as `tested` gives their scores.
+        tried = sorted(category.test, key=lambda sample: sample.label) or evenly(category.train, CANDIDATES)
+        wholes: dict[str, Detector] = {}
+        scored: dict[str, np.ndarray] = {}
+        for name, made in make(detector, category.train, preprocess, batch_size, example, planned, added):
             (work / name).mkdir()
             subject = scores.subject(_as_measured(detector, bundle.ENGINES[name]), learned, preprocess,
                                      seed=detector.seed)
             good, defective = crossfit.tested(made.whole, category, preprocess, batch_size=1)   # as a device sees them
+            wholes[name] = made.whole
+            scored[name] = np.concatenate([good, defective]) if category.test else crossfit.scores_of(
+                map(made.whole.predict, Pictures(tried, preprocess, batch_size=1)))
             promised = Promise.of(made.nominal, false_alarms=false_alarms, recall=recall, defective=defective,
                                   good=good, made=planned.made)
             facts["engines"][name] = {
                 **_promised(promised, made, order),
                 "bands": drift.bands({value: [one[value] for one in light] for value in light[0]}
                                      | {drift.MAP: made.medians}),
-                "scores": [made.whole.predict(image).score.double().item() for image in images],
+                "scores": _scores(made.whole, facts["pictures"], work, preprocess),
                 "subject": subject | {"engine": {"reduce_range": True} if name == "int8" else None}}
             if made.without is not None and made.before is not None:
                 good, defective = crossfit.tested(made.without, category, preprocess, batch_size=1)
@@ -125,6 +135,10 @@ def export(detector: Detector, category: Category, preprocess: Preprocess, folde
                       "grid": made.grid, "rim": made.rim,
                       "threshold": {"rule": promised.rule, "wanted": promised.wanted, "n": promised.n,
                                     "of": len(category.train), "scores": planned.made, "order": order}}
+        near = copies.near(_near(scored, facts, tried), preprocess, work)
+        for name, whole in wholes.items():
+            facts["engines"][name]["scores"] += _scores(whole, near, work, preprocess)
+        facts |= {"pictures": [*facts["pictures"], *near], "near": near}
         (work / bundle.FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         (work / bundle.SUMS).write_text(bundle.sums(work), encoding="utf-8")
         for name in bundle.ENGINES:
@@ -294,20 +308,18 @@ def _check_embedding(name: str, maps: dict[int, torch.Tensor]) -> None:
                           f"adaptive_n with an n that divides {', '.join(map(str, sides))}")
 
 
-def _copies(category: Category, preprocess: Preprocess, work: Path) -> list[str]:
-    """Copies of ten test pictures, or of training ones where there are none, no larger than they are resized to; whole
-    where a region of interest is for their size.
-    """
-    samples: Sequence[Sample] = category.subset(test=PICTURES).test or evenly(category.train, PICTURES)
-    (work / "pictures").mkdir()
-    names = []
-    for number, sample in enumerate(samples):
-        picture = read_rgb(sample.path, preprocess.levels)
-        if preprocess.roi is None:              # which is in pixels of the original
-            picture.thumbnail(preprocess.resized)
-        names.append(f"pictures/{number:02d}_{sample.defect}.png")
-        picture.save(work / names[-1])
-    return names
+def _near(scored: Mapping[str, np.ndarray], facts: Mapping[str, Any], samples: Sequence[Sample]) -> list[Sample]:
+    """Those of these pictures that are next to the threshold of an engine, by the scores (n,) of each engine."""
+    numbers: set[int] = set()
+    for name, scores_here in scored.items():
+        one = facts["engines"][name]
+        numbers |= set(copies.nearest(scores_here, one["threshold"], one["floor"]))
+    return [samples[number] for number in sorted(numbers)]
+
+
+def _scores(whole: Detector, names: Sequence[str], work: Path, preprocess: Preprocess) -> list[float]:
+    """Those to expect of the pictures that a bundle carries."""
+    return [whole.predict(load_image(work / name, preprocess)[None]).score.double().item() for name in names]
 
 
 def _median(predicted: Sequence[Prediction], rim: int = 0) -> float:

@@ -10,13 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-from scipy import ndimage
-
 from thesis_lib.core import files
 from thesis_lib.core.errors import ThesisError
 from thesis_lib.core.preprocess import DataError, Preprocess, Sample, size_of
+from thesis_lib.core.unusual import Box, region
 from thesis_lib.data.folders import Category
 from thesis_lib.data.pictures import Pictures
 from thesis_lib.evaluation import crossfit
@@ -24,7 +21,6 @@ from thesis_lib.evaluation.crossfit import Part
 from thesis_lib.evaluation.thresholds import Promise
 from thesis_lib.methods.base import Detector
 from thesis_lib.networks.maps import Extracted, Stored
-from thesis_lib.patches.embedding import OUTSIDE
 
 
 @dataclass(frozen=True)
@@ -34,7 +30,7 @@ class Added:
     path: Path
     sha256: str                             # of the file, as the program sha256sum prints it
     score: float
-    region: tuple[int, int, int, int]       # the most unusual one: x, y, w, h in pixels of the file's picture
+    region: Box                             # the most unusual one: x, y, w, h in pixels of the file's picture
 
     def __str__(self) -> str:
         x, y, w, h = self.region
@@ -119,30 +115,6 @@ def listing(detector: Detector, maps: Stored) -> list[Added]:
     listed = [Added(sample.path, _hash(sample.path), score, region(heat, maps.preprocess, size_of(sample.path)))
               for sample, (score, heat) in zip(maps.samples, found, strict=True)]
     return sorted(listed, key=lambda one: -one.score)
-
-
-def region(heat: np.ndarray, preprocess: Preprocess, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """x, y, w, h in a picture of this width and height: the box around the maximum of its map (h, w), of the places
-    that hang together and are nearer to the maximum than to the median.
-    """
-    # 1. Places of the map.
-    peak = np.unravel_index(heat.argmax(), heat.shape)
-    level = (heat[peak] + np.median(heat[heat > OUTSIDE])) / 2
-    labels, _ = ndimage.label(heat >= level)
-    rows, columns = ndimage.find_objects(labels)[labels[peak] - 1]
-    # 2. Pixels of what the network sees.
-    (h, w), (height, width) = heat.shape, preprocess.shape
-    seen = (slice(rows.start * height // h, -(-rows.stop * height // h)),
-            slice(columns.start * width // w, -(-columns.stop * width // w)))
-    # 3. Pixels of the original: a picture of coordinates goes the way that the pixels went.
-    ends = []
-    for axis, count in enumerate(size):
-        line = np.arange(count, dtype=np.float32)
-        values = np.broadcast_to(line if axis == 0 else line[:, None], size[::-1])
-        whence = np.asarray(preprocess.geometry(Image.fromarray(np.ascontiguousarray(values)), "nearest"))[seen]
-        ends.append((int(whence.min()), int(whence.max()) + 1))
-    (left, right), (top, bottom) = ends
-    return left, top, right - left, bottom - top
 
 
 def _hash(picture: Path) -> str:
