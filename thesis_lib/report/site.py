@@ -17,7 +17,7 @@ from thesis_lib.report.pages import page
 CHAPTERS = {"Begin here": ("00",), "Chapter 2, foundations": ("01", "02", "03", "04", "05", "06"),
             "Chapter 3, PatchCore": ("07", "08", "09", "10", "11"),
             "Chapters 4 and 5, trained detectors": ("12", "13", "14"),
-            "The small computer, summary, limits": ("15", "16", "17")}
+            "The small computer, summary, limits": ("15", "16", "17"), "Your own pictures": ("18",)}
 COLUMNS = {"kind": "kind", "method": "method", "category": "category", "parameters.backbone": "network",
            "parameters.layers": "levels", "parameters.embedding": "embedding", "parameters.engine": "engine",
            "weights.source": "weights", "seed": "seed", "image_auroc": "image AUROC", "total_ms": "ms"}
