@@ -72,7 +72,7 @@ def test_good_test_pictures_give_a_table_of_the_light(make_category, tmp_path):
     root = make_category(train=10, good=4, bad=4)
     assert main(["study", "--data", str(root), "--category", "pad", "--out", str(tmp_path / "page"), *SHORT]) == 0
     page = (tmp_path / "page" / "index.html").read_text()
-    assert "brightness +10 %" in page and re.search(r"\d of 4", page)
+    assert "brightness +10\u00a0%" in page and re.search(r"\d of 4", page)
 
 
 @pytest.mark.parametrize(("options", "message"), [

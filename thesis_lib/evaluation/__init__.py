@@ -8,7 +8,8 @@ from thesis_lib.evaluation.configuration import Configuration
 from thesis_lib.evaluation.crossfit import promise
 from thesis_lib.evaluation.scores import evaluate, evaluate_many, subject, worst
 from thesis_lib.evaluation.stage_times import compare, measure_time, measure_times
+from thesis_lib.evaluation.study import Study, study
 from thesis_lib.evaluation.thresholds import Promise
 
-__all__ = ["Configuration", "Promise", "compare", "evaluate", "evaluate_many", "measure_time", "measure_times",
-           "promise", "subject", "thesis_bars", "worst"]
+__all__ = ["Configuration", "Promise", "Study", "compare", "evaluate", "evaluate_many", "measure_time", "measure_times",
+           "promise", "study", "subject", "thesis_bars", "worst"]

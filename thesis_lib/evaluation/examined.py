@@ -1,22 +1,27 @@
-"""One configuration looked at closely: scores that set a threshold, and the pictures worth seeing with their maps.
+"""One configuration looked at closely: scores that set a threshold, what small changes do, the pictures worth seeing.
 
 A detector, a category and its preprocessing go in. Every nominal score is by a detector that has not learned from the
-picture.
+picture. What comes out is kept: a row, and the maps beside it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
+from thesis_lib.core import files, results
 from thesis_lib.core.errors import ThesisError
 from thesis_lib.core.preprocess import Preprocess, Sample
 from thesis_lib.data.folders import Category
 from thesis_lib.data.pictures import Pictures
-from thesis_lib.evaluation import crossfit, thresholds
-from thesis_lib.evaluation.scores import worst
+from thesis_lib.evaluation import crossfit, scores
+from thesis_lib.evaluation.crossfit import Part, Plan
+from thesis_lib.evaluation.robustness import STEPS, possible, robustness
 from thesis_lib.evaluation.thresholds import Promise
-from thesis_lib.methods.base import Detector
+from thesis_lib.methods.base import Detector, Prediction
 from thesis_lib.networks.maps import Extracted, Stored
 
 RATES = (0.01, 0.02, 0.05, 0.1)         # of false alarms, as shares
@@ -37,12 +42,14 @@ class Seen:
 class Examined:
     """nominal (n,) decide a threshold, made says how they came about; good and bad are scores of the test pictures."""
 
-    detector: Detector          # fitted on all that it may learn from
+    preprocess: Preprocess      # with its grey levels decided
     nominal: np.ndarray
     made: str
     good: np.ndarray
     bad: np.ndarray
     seen: tuple[Seen, ...]
+    robustness: pd.DataFrame    # see `robustness.robustness`
+    changed: str                # which pictures that table is of, and what of it is left out and why, as sentences
 
     def promises(self) -> dict[float, Promise | str]:
         """By wanted rate of false alarms what can be promised, or why it cannot; the lowest possible rate first."""
@@ -63,65 +70,144 @@ class Examined:
         return Promise.of(self.nominal, false_alarms=rate, good=self.good, defective=self.bad, made=self.made)
 
 
-def examine(detector: Detector, category: Category, preprocess: Preprocess, *, batch_size: int = 8) -> Examined:
-    """Cross-fitted as for a threshold (`crossfit.promise`), then fitted on all, with the pictures that say most: the
-    best and the worst found defective ones, and the good ones with the highest scores. Without good test pictures these
-    are good training pictures, seen by the detector that has not learned from them.
+def examine(detector: Detector, category: Category, preprocess: Preprocess, *,
+            steps: Mapping[str, Sequence[float]] = STEPS, batch_size: int = 8, force: bool = False) -> Examined:
+    """Cross-fitted as for a threshold (`crossfit.promise`), then learned from all, with the pictures that say most: the
+    best and the worst found defective ones, and the good ones with the highest scores.
+
+    Without good test pictures these are good training pictures, seen by a detector that has not learned from them; and
+    one fold's detector and good pictures are what the steps of `robustness` are tried on. What was looked at before is
+    read instead (force looks again). ThesisError where so few pictures cannot be learned from.
     """
     preprocess = preprocess.decided(category.train)
+    crossfit.check(detector, category.train, preprocess, crossfit.plan(detector, category.train))
+    subject = scores.subject(detector, category, preprocess, seed=detector.seed, module=__name__)
+    subject |= {"steps": {change: list(sizes) for change, sizes in steps.items()}}
+    row = None if force else results.find("look", subject)
+    heats = row and _read(_maps_of(row))
+    if row is None or heats is None or len(heats) != len(row["seen"]):
+        values, heats = _looked(detector, category, preprocess, steps, batch_size)
+        row = results.save("look", subject, values)
+        with files.replaced(_maps_of(row)) as partial, partial.open("wb") as stream:
+            np.save(stream, heats)
+    pictures = {"train": category.train, "test": category.test}
+    seen = tuple(Seen(pictures[one["split"]][one["number"]], one["kind"], one["score"], heat)
+                 for one, heat in zip(row["seen"], heats, strict=True))
+    nominal, good, bad = (np.array(row[name], dtype=float) for name in ("nominal", "good", "bad"))
+    return Examined(preprocess, nominal, row["made"], good, bad, seen, pd.DataFrame(row["robustness"]), row["changed"])
+
+
+@dataclass(frozen=True)
+class _Learned:
+    """A detector that has learned, and what those that have not learned from `held` say of the training pictures."""
+
+    detector: Detector
+    nominal: np.ndarray                         # (n,) as in `Examined`
+    highest: list[tuple[int, float, np.ndarray]]        # number among the training pictures, score, map
+    other: Detector                             # that has not learned from the training pictures `held`
+    held: tuple[int, ...]
+    predicted: Callable[[Iterable[int]], Iterable[Prediction]]      # of test pictures by number, ascending
+
+
+def _looked(detector: Detector, category: Category, preprocess: Preprocess, steps: Mapping[str, Sequence[float]],
+            batch_size: int) -> tuple[dict[str, Any], np.ndarray]:
+    """Values of a row, and the maps (k, H, W) of its k pictures."""
+    # 1. Scores of good pictures by detectors that have not learned from them, of test pictures by the detector itself.
     planned = crossfit.plan(detector, category.train)
-    crossfit.check(detector, category.train, preprocess, planned)
-    thresholds.rank(planned.n, max(0.05, 1 / (planned.n + 1)))
-    # 1. Scores of good pictures by detectors that have not learned from them, and the detector itself.
-    if planned.folds:
-        images = Pictures(category.train, preprocess, batch_size)
-        network = detector.network(detector.levels, images)
-        maps, nominal, high = Stored(Extracted(network, images)), np.empty(planned.n), []
-        for learner, part in crossfit.fitted_folds(detector, network, maps, planned.folds):
-            batches = list(crossfit.predictions(learner, part))
-            values = crossfit.scores_of(batches)
-            nominal[list(part.numbers)] = values
-            high += _highest(values, part.samples, (batch.full_map(preprocess.shape).numpy() for batch in batches))
-        detector.adopt(crossfit.fitted(detector, network, maps))
-    else:
-        detector.fit(Pictures([category.train[number] for number in planned.learned], preprocess, batch_size))
-        held = [category.train[number] for number in planned.held]
-        batches = [detector.predict(batch) for batch in Pictures(held, preprocess, batch_size)]
-        nominal = crossfit.scores_of(batches)
-        high = _highest(nominal, held, (batch.full_map(preprocess.shape).numpy() for batch in batches))
-    # 2. The test pictures, and of them those to look at.
-    scores = crossfit.scores_of(map(detector.predict, Pictures(category.test, preprocess, batch_size)))
-    alarms = sorted(high, key=lambda seen: -seen.score)[:SHOWN]
-    wanted = _worth_seeing(category, scores)
-    samples = [category.test[number] for _, number in wanted]
-    heats = [heat for batch in Pictures(samples, preprocess, batch_size)
-             for heat in detector.predict(batch).full_map(preprocess.shape).numpy()]
-    seen = [Seen(category.test[number], kind, float(scores[number]), heat)
-            for (kind, number), heat in zip(wanted, heats, strict=True)]
-    if (category.labels == 0).any():
-        alarms = []
-    return Examined(detector, nominal, planned.made, scores[category.labels == 0], scores[category.labels == 1],
-                    (*seen, *alarms))
+    learn = _in_folds if planned.folds else _at_once
+    learned = learn(detector, category, preprocess, planned, batch_size)
+    found = crossfit.scores_of(learned.predicted(range(len(category.test))) if category.test else ())
+    # 2. The pictures to look at.
+    wanted, good = _worth_seeing(category, found), category.labels == 0
+    numbers = sorted(number for _, number in wanted)
+    heats = dict(zip(numbers, _heats(learned.predicted(numbers) if numbers else (), preprocess), strict=True))
+    seen = [({"split": "test", "number": number, "kind": kind, "score": float(found[number])}, heats[number])
+            for kind, number in wanted]
+    if not good.any():
+        highest = sorted(learned.highest, key=lambda one: -one[1])[:SHOWN]
+        seen += [({"split": "train", "number": number, "kind": "alarm", "score": score}, heat)
+                 for number, score, heat in highest]
+    # 3. What light, blur and the like do, on pictures that have not been learned from.
+    tried, samples, told = learned.detector, category.test, "The test pictures were changed."
+    if not good.any():
+        tried, samples = learned.other, (*(category.train[number] for number in learned.held), *category.test)
+        told = (f"There are no good test pictures: {len(learned.held)} good ones were changed, scored by a detector "
+                f"that has not learned from them{', that of one fold' if planned.folds else ''}.")
+    close = Examined(preprocess, learned.nominal, planned.made, found[good], found[~good], (), pd.DataFrame(), "")
+    fitting, left_out = possible(samples, preprocess, steps)
+    table = robustness(tried, samples, preprocess, close.usual.threshold, steps=fitting, spread=close.usual.spread,
+                       batch_size=batch_size)
+    values = {"nominal": close.nominal.tolist(), "made": close.made, "good": close.good.tolist(),
+              "bad": close.bad.tolist(), "seen": [one for one, _ in seen], "robustness": table.to_dict("records"),
+              "changed": f"{told} {left_out}".strip()}
+    return values, np.array([heat for _, heat in seen], dtype=np.float32)
 
 
-def _worth_seeing(category: Category, scores: np.ndarray) -> list[tuple[str, int]]:
-    """Kind and number of the test pictures to look at; no picture is of two kinds."""
+def _in_folds(detector: Detector, category: Category, preprocess: Preprocess, planned: Plan,
+              batch_size: int) -> _Learned:
+    """The network runs once over all pictures, whatever learns from them."""
+    images = Pictures(category.train, preprocess, batch_size)
+    network = detector.network(detector.levels, images)
+    maps, nominal, highest = Stored(Extracted(network, images)), np.empty(planned.n), []
+    for other, part in crossfit.fitted_folds(detector, network, maps, planned.folds):
+        found = dict(zip(part.numbers, crossfit.scores_of(crossfit.predictions(other, part)).tolist(), strict=True))
+        nominal[list(found)] = list(found.values())
+        top = Part(maps, _top(found))
+        heats = _heats(crossfit.predictions(other, top), preprocess)
+        highest += [(number, found[number], heat) for number, heat in zip(top.numbers, heats, strict=True)]
+    learned = crossfit.fitted(detector, network, maps)
+    tested = Stored(Extracted(network, Pictures(category.test, preprocess, batch_size)))
+    return _Learned(learned, nominal, highest, other, part.numbers,
+                    lambda numbers: crossfit.predictions(learned, Part(tested, numbers)))
+
+
+def _at_once(detector: Detector, category: Category, preprocess: Preprocess, planned: Plan,
+             batch_size: int) -> _Learned:
+    """One that is trained keeps some of the pictures back."""
+    def predicted(samples: Sequence[Sample], numbers: Iterable[int]) -> Iterable[Prediction]:
+        return map(learned.predict, Pictures([samples[number] for number in numbers], preprocess, batch_size))
+
+    learned = detector.fit(Pictures([category.train[number] for number in planned.learned], preprocess, batch_size))
+    nominal = crossfit.scores_of(predicted(category.train, planned.held))
+    found = dict(zip(planned.held, nominal.tolist(), strict=True))
+    top = _top(found)
+    highest = [(number, found[number], heat)
+               for number, heat in zip(top, _heats(predicted(category.train, top), preprocess), strict=True)]
+    return _Learned(learned, nominal, highest, learned, planned.held,
+                    lambda numbers: predicted(category.test, numbers))
+
+
+def _maps_of(row: results.Row) -> Path:
+    """The file of the maps beside that of the row."""
+    return results.path_of(row).with_suffix(".npy")
+
+
+def _read(file: Path) -> np.ndarray | None:
+    """Maps (k, H, W); None where they are not there or cut short."""
+    try:
+        return np.load(file)
+    except (OSError, ValueError, EOFError):
+        return None
+
+
+def _worth_seeing(category: Category, found: np.ndarray) -> list[tuple[str, int]]:
+    """Kind and number of the test pictures to look at, by their scores (n,); no picture is of two kinds."""
     anomalous = np.flatnonzero(category.labels == 1)
-    order = anomalous[np.argsort(scores[anomalous], kind="stable")].tolist()
-    low = [number for number in worst(category, scores, SHOWN) if category.labels[number]][:len(order) // 2]
+    order = anomalous[np.argsort(found[anomalous], kind="stable")].tolist()
+    extreme = scores.worst(category, found, SHOWN)
+    low = [number for number in extreme if category.labels[number]][:len(order) // 2]
     best = [number for number in order[::-1] if number not in low][:SHOWN]
-    alarms = [number for number in worst(category, scores, SHOWN) if not category.labels[number]]
+    alarms = [number for number in extreme if not category.labels[number]]
     return [*(("best", number) for number in best), *(("missed", number) for number in low),
             *(("alarm", number) for number in alarms)]
 
 
-def _highest(scores: np.ndarray, samples: Sequence[Sample], heats: Iterator[np.ndarray]) -> list[Seen]:
-    """The good pictures with the highest scores of a fold; the maps of the others are not kept."""
-    wanted = set(np.argsort(-scores, kind="stable")[:SHOWN].tolist())
-    number, found = 0, []
-    for batch in heats:
-        for heat in batch:
-            if number in wanted:
-                found.append(Seen(samples[number], "alarm", float(scores[number]), heat.copy()))
-            number += 1
-    return found
+def _top(found: Mapping[int, float]) -> list[int]:
+    """Of numbers with their scores those of the highest, ascending."""
+    return sorted(sorted(found, key=lambda number: -found[number])[:SHOWN])
+
+
+def _heats(predicted: Iterable[Prediction], preprocess: Preprocess) -> Iterator[np.ndarray]:
+    """Maps (H, W) of all these pictures."""
+    for batch in predicted:
+        yield from batch.full_map(preprocess.shape).numpy()

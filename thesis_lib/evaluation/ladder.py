@@ -3,7 +3,6 @@
 A category and its preprocessing go in, detectors with their preprocessing come out. Those of one size share features.
 """
 
-import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from typing import Any
 from thesis_lib.core.errors import ThesisError
 from thesis_lib.core.preprocess import DataError, Preprocess, in_pixels, read_rgb, rectangle
 from thesis_lib.data.folders import Category, squeezing
+from thesis_lib.evaluation import crossfit
 from thesis_lib.evaluation.crossfit import FOLDS
 from thesis_lib.methods.base import Detector
 from thesis_lib.methods.efficientad import EfficientAD
@@ -29,7 +29,8 @@ STEP = 32               # pixels: fits the grids of all levels
 BANK, K = 1000, 50      # rows of PatchCore, pictures of SPADE, where there are so many
 # Short trainings: the papers' take hours to days on a processor. (ordinary, quick)
 EPOCHS, STEPS, DISTILLED = (5, 1), (1000, 100), (100, 20)
-log = logging.getLogger("thesis_lib")
+TITLES = {"patchcore": "PatchCore", "padim": "PaDiM", "spade": "SPADE", "simplenet": "SimpleNet",
+          "efficientad": "EfficientAD", "uninformed_students": "Uninformed Students"}
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ class Rung:
     name: str
     detector: Detector
     preprocess: Preprocess
+
+    @property
+    def title(self) -> str:
+        """Of its method, as a person writes it."""
+        return TITLES[self.detector.name]
 
     @property
     def size(self) -> str:
@@ -84,7 +90,8 @@ def ladder(category: Category, preprocess: Preprocess, *, backbone: str = "resne
     """PatchCore at three sizes and two levels, PaDiM and SPADE at the middle one; if asked for, the trained methods.
 
     squeezed: a square, at which PatchCore is tried beside the shape that keeps the aspect. trained: SimpleNet,
-    EfficientAD (squares alone, bundled weights) and Uninformed Students, each after a short training.
+    EfficientAD (bundled weights whatever is given) and Uninformed Students, each after a short training. Not every one
+    need be `usable`.
     """
     given: dict[str, Any] = {"backbone": backbone, "weights": weights, "engine": engine}
     left = len(category.train) - math.ceil(len(category.train) / min(FOLDS, len(category.train)))
@@ -108,12 +115,28 @@ def ladder(category: Category, preprocess: Preprocess, *, backbone: str = "resne
     return rungs
 
 
+def usable(rungs: Sequence[Rung], category: Category) -> tuple[list[Rung], list[str]]:
+    """The rungs whose parameters these pictures can serve, and a sentence for each of the others that says why not.
+    ThesisError of the first where none is left.
+    """
+    left, reasons, errors = [], [], []
+    for rung in rungs:
+        try:
+            crossfit.check(rung.detector, category.train, rung.preprocess,
+                           crossfit.plan(rung.detector, category.train))
+        except ThesisError as error:
+            reasons.append(f"{rung.name} is left out: {error}.")
+            errors.append(error)
+        else:
+            left.append(rung)
+    if not left:
+        raise errors[0]
+    return left, reasons
+
+
 def _trained(preprocess: Preprocess, given: dict[str, Any], quick: bool,
              tiles: tuple[int, int] | None) -> Iterator[Rung]:
     yield _rung(SimpleNet(**given, epochs=EPOCHS[quick], snapshots=1, tiles=tiles), preprocess)
-    if isinstance(preprocess.image_size, tuple) or preprocess.masked:
-        log.info("study: efficientad and uninformed_students take whole squares only and are left out")
-        return
     yield _rung(EfficientAD(steps=STEPS[quick], snapshots=1), preprocess)
     if given["backbone"] in backbones.RESNETS:
         yield _rung(UninformedStudents(backbone=given["backbone"], weights=given["weights"], layers=(3,),
@@ -124,10 +147,8 @@ def _trained(preprocess: Preprocess, given: dict[str, Any], quick: bool,
 def _rung(detector: Detector, preprocess: Preprocess) -> Rung:
     levels = "+".join(map(str, detector.layers))
     told = f" level{'s' * ('+' in levels)} {levels}" if isinstance(detector, (PatchCore, PaDiM, SPADE)) else ""
-    title = {"patchcore": "PatchCore", "padim": "PaDiM", "spade": "SPADE", "simplenet": "SimpleNet",
-             "efficientad": "EfficientAD", "uninformed_students": "Uninformed Students"}[detector.name]
     rung = Rung("", detector, preprocess)
-    return replace(rung, name=f"{title}{told} at {rung.size}" + (" padded" if preprocess.resize == "pad" else ""))
+    return replace(rung, name=f"{rung.title}{told} at {rung.size}" + (" padded" if preprocess.resize == "pad" else ""))
 
 
 def _scaled(preprocess: Preprocess, share: float) -> Preprocess:

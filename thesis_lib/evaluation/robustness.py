@@ -18,7 +18,7 @@ from PIL import Image, ImageFilter
 
 from thesis_lib.core import files
 from thesis_lib.core.errors import ThesisError
-from thesis_lib.core.preprocess import DataError, Preprocess, Sample, read_rgb
+from thesis_lib.core.preprocess import DataError, Preprocess, Sample, read_rgb, size_of
 from thesis_lib.core.progress import track
 from thesis_lib.core.region import Region
 from thesis_lib.data.pictures import load_image
@@ -35,6 +35,7 @@ STEPS: Mapping[str, Sequence[float]] = {
     "noise": (2, 5, 10), "jpeg": (90, 70, 50), "rotation": (0.5, 1, 2), "shift": (0.005, 0.01, 0.02)}
 GEOMETRIC = "rotation", "shift"
 UNTOUCHED = "untouched"
+SMALLEST = 16           # pixels of a side that are left of a picture which is cut
 DIRECTIONS = ((1, 0), (0, 1), (-1, 0), (0, -1))         # of a shift, in turn from picture to picture
 
 
@@ -84,6 +85,30 @@ def robustness(detector: Detector, samples: Sequence[Sample], preprocess: Prepro
                      "recall": None if good.all() else float(flagged[~good].mean()),
                      "n_defective": int((~good).sum())})
     return pd.DataFrame(rows)
+
+
+def possible(samples: Sequence[Sample], preprocess: Preprocess,
+             steps: Mapping[str, Sequence[float]] = STEPS) -> tuple[dict[str, Sequence[float]], str]:
+    """The changes that none of these pictures is too small for, and in sentences why others are left out.
+
+    >>> possible([], Preprocess(), {"rotation": (0.5,)})
+    ({'rotation': (0.5,)}, '')
+    """
+    frames = {size_of(sample.path): sample.path for sample in reversed(samples)}
+    found, reasons = dict(steps), []
+    for change in GEOMETRIC:
+        largest = max(map(abs, steps.get(change, ())), default=0.0)
+        for size, path in frames.items() if largest else ():
+            try:
+                _, _, *inner = preprocess.roi if isinstance(preprocess.roi, tuple) else (0, 0, *size)
+                box = _in_view((inner[0], inner[1]), change, largest)
+                if isinstance(preprocess.roi, str):
+                    _cut_region(preprocess.roi, box, change, largest)
+            except DataError as error:
+                del found[change]
+                reasons.append(f"{change.capitalize()} is left out: {path.name}: {error}.")
+                break
+    return found, " ".join(reasons)
 
 
 def label(change: str, step: float) -> str:
@@ -162,28 +187,40 @@ def _moved(picture: Image.Image, preprocess: Preprocess, change: str, step: floa
     if isinstance(preprocess.roi, tuple):
         x, y, w, h = preprocess.roi
         picture, preprocess = picture.crop((x, y, x + w, y + h)), replace(preprocess, roi=None)
-    width, height = picture.size
     # 2. The part of it, of the same aspect, that stays in view whatever the step: nothing outside the frame is needed.
+    box = _in_view(picture.size, change, largest)
+    # 3. The picture moves under the camera, whose mask does not.
+    if isinstance(preprocess.roi, str):
+        preprocess = replace(preprocess, roi=_cut_region(preprocess.roi, box, change, largest))
+    if change == "rotation":
+        turned = picture.rotate(step * (1 - 2 * (number % 2)), Image.Resampling.BICUBIC) if step else picture
+        return turned.crop(box), preprocess
+    (width, height), (right, down) = picture.size, DIRECTIONS[number % len(DIRECTIONS)]
+    dx, dy = (way * max(round(step * side), int(step > 0)) for way, side in ((right, width), (down, height)))
+    return picture.crop((box[0] + dx, box[1] + dy, box[2] + dx, box[3] + dy)), preprocess
+
+
+def _in_view(size: tuple[int, int], change: str, largest: float) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of what is in view of a picture of this width and height at every step up to the
+    largest. DataError where that is next to nothing.
+    """
+    width, height = size
     if change == "shift":
         share = 1 - 2 * largest
     else:
         cosine, sine = np.cos(np.radians(largest)), np.sin(np.radians(largest))
         share = min(width / (width * cosine + height * sine), height / (width * sine + height * cosine))
     inner = int(width * share) - 2, int(height * share) - 2         # interpolation reaches a pixel further
-    if min(inner) < 16:
+    if min(inner) < SMALLEST:
         raise DataError(f"its {width}x{height} pixels leave {inner[0]}x{inner[1]} after a {change} by {largest:g}; "
                         "needs a larger picture or smaller steps")
     left, top = (width - inner[0]) // 2, (height - inner[1]) // 2
-    box = left, top, left + inner[0], top + inner[1]
-    # 3. The picture moves under the camera, whose mask does not.
-    if isinstance(preprocess.roi, str):
-        mask = Region.parse(preprocess.roi).mask()[box[1]:box[3], box[0]:box[2]]
-        if not mask.any():
-            raise DataError(f"nothing of its region of interest is left after a {change} by {largest:g}")
-        preprocess = replace(preprocess, roi=str(Region.of(np.ascontiguousarray(mask))))
-    if change == "rotation":
-        turned = picture.rotate(step * (1 - 2 * (number % 2)), Image.Resampling.BICUBIC) if step else picture
-        return turned.crop(box), preprocess
-    right, down = DIRECTIONS[number % len(DIRECTIONS)]
-    dx, dy = (way * max(round(step * side), int(step > 0)) for way, side in ((right, width), (down, height)))
-    return picture.crop((box[0] + dx, box[1] + dy, box[2] + dx, box[3] + dy)), preprocess
+    return left, top, left + inner[0], top + inner[1]
+
+
+def _cut_region(region: str, box: tuple[int, int, int, int], change: str, largest: float) -> str:
+    """The region of a mask picture inside the box. DataError where there is none."""
+    mask = Region.parse(region).mask()[box[1]:box[3], box[0]:box[2]]
+    if not mask.any():
+        raise DataError(f"nothing of its region of interest is left after a {change} by {largest:g}")
+    return str(Region.of(np.ascontiguousarray(mask)))

@@ -6,7 +6,7 @@ Letters: G good and B defective pictures, S seeds, R resamples, F folds, M confi
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -95,8 +95,10 @@ def interval(wins: Wins, *, seed: int = 0) -> tuple[float, float]:
 
 
 def difference(one: Wins, other: Wins, *, seed: int = 0) -> tuple[float, float, float]:
-    """AUROC of one minus that of the other, with its paired interval: every resample has the same pictures for both."""
-    resampled = [one.values(*drawn) - other.values(*drawn) for drawn in _drawn(_key(one), seed)]
+    """AUROC of one minus that of the other, with its paired interval: every resample has the same pictures for both;
+    where the two were not scored on the same good ones, each has its own.
+    """
+    resampled = [one.values(*first) - other.values(*second) for first, second in _together([one, other], seed)]
     return one.auroc - other.auroc, *_percentiles(one, np.concatenate(resampled))
 
 
@@ -108,14 +110,24 @@ def optimism(wins: Sequence[Wins], *, seed: int = 0) -> float:
     picture. Efron and Tibshirani 1993, ch. 17.
     """
     lost: list[np.ndarray] = []
-    for good, bad in _drawn(_key(wins[0]), seed):
-        drawn = np.stack([one.values(good, bad) for one in wins])                           # (M, r)
-        left = np.stack([one.values(1.0 * (good == 0), 1.0 * (bad == 0)) for one in wins])
-        chosen, column = drawn.argmax(axis=0), np.arange(len(good))
+    for draws in _together(wins, seed):
+        drawn = np.stack([one.values(good, bad) for one, (good, bad) in zip(wins, draws, strict=True)])     # (M, r)
+        left = np.stack([one.values(1.0 * (good == 0), 1.0 * (bad == 0))
+                         for one, (good, bad) in zip(wins, draws, strict=True)])
+        chosen, column = drawn.argmax(axis=0), np.arange(drawn.shape[1])
         lost.append(drawn[chosen, column] - left[chosen, column])
     differences = np.concatenate(lost)
     valid = differences[np.isfinite(differences)]
     return float(valid.mean()) if min(wins[0].won.shape) > 1 and len(valid) else math.nan
+
+
+def _together(several: Sequence[Wins], seed: int) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
+    """For each batch of draws (good, bad) of each: the same defective pictures for all, and the same good ones for all
+    that were scored on as many in the same folds.
+    """
+    own = [_drawn(_key(one), seed) for one in several]
+    for number, (_, bad) in enumerate(own[0]):
+        yield [(draws[number][0], bad) for draws in own]
 
 
 def _won(good: np.ndarray, bad: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Pieces of a page that needs nothing but itself: figures and tables as HTML, and the only style of such pages."""
 
 import base64
+import re
 from html import escape
 
 import pandas as pd
@@ -22,6 +23,7 @@ img.wide { max-width: 40rem }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; margin: .6rem 0 }
 th, td { text-align: left; padding: .25rem .7rem .25rem 0; border-bottom: 1px solid #ddd; vertical-align: top }
 th { font-weight: 600; vertical-align: bottom }
+td { white-space: nowrap }
 tr.marked td { font-weight: 700 }
 pre { background: #f3f3f3; padding: .7rem; white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem }
 footer { color: #555; font-size: .85rem; border-top: 1px solid #ccc; margin-top: 2rem; overflow-wrap: anywhere }
@@ -43,3 +45,12 @@ def table(frame: pd.DataFrame, marked: int | None = None) -> str:
         cells = "".join(f"<td>{escape(str(value))}</td>" for value in row)
         rows.append(f'<tr{" class=" + chr(34) + "marked" + chr(34) if number == marked else ""}>{cells}</tr>')
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+
+
+def unbroken(text: str) -> str:
+    """The same with spaces that no line breaks at between a number and its unit.
+
+    >>> unbroken("61 ms of 3 s, 5 %") == "61\\u00a0ms of 3\\u00a0s, 5\\u00a0%"
+    True
+    """
+    return re.sub(r"(?<=\d) (?=(?:ms|s)\b|%)", "\u00a0", text)

@@ -9,6 +9,8 @@ import pandas as pd
 
 from thesis_lib.core import files, stamp
 from thesis_lib.evaluation.examined import Seen
+from thesis_lib.evaluation.lines import Line
+from thesis_lib.evaluation.robustness import GEOMETRIC
 from thesis_lib.evaluation.study import Study
 from thesis_lib.evaluation.thresholds import Promise, needed, percent
 from thesis_lib.report import html, study_figures, study_words
@@ -58,12 +60,13 @@ def _page(study: Study, source: Sequence[str], weights: str) -> str:
     told = [f"{name.replace('_', ' ')}: {facts[name]}" for name in SHOWN if facts[name] is not None]
     told += [f"{name} {version}" for name, version in facts["versions"].items() if version]
     bad = int(study.category.labels.sum())
-    return PAGE.format(title=escape(f"Which configuration is enough for {study.category.name}?"), style=html.STYLE,
+    page = PAGE.format(title=escape(f"Which configuration is enough for {study.category.name}?"), style=html.STYLE,
                        none="" if study.ranked and study.chosen else " none",
                        answer=escape(study_words.recommendation(study)), n_train=len(study.category.train),
                        n_good=len(study.category.test) - bad, n_bad=bad, sections="\n".join(filter(None, sections)),
                        date=datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC"), configurations=len(study.lines),
                        weights=escape(f"weights {Path(weights).name}"), facts=escape("; ".join(told)))
+    return html.unbroken(page)
 
 
 def _notes(study: Study) -> str:
@@ -74,10 +77,11 @@ def _comparison(study: Study) -> str:
     """AUROC against time, and the table behind it."""
     kept = study_figures.front(study.lines) if study.ranked else []
     marks = {id(line): "front" for line in kept}
+    auroc, here = "image AUROC (95 % interval)", "here: median (quartiles)"
     lines = pd.DataFrame([{
-        "": number, "configuration": line.rung.name, "image AUROC (95 % interval)": study_words.auroc(line),
-        "here": milliseconds(line.here_ms),
-        "Pi 4B, predicted": f"{milliseconds(line.pi4.ms)}" if line.pi4 else "not predicted",
+        "": number, "configuration": line.rung.name, auroc: _quality(line),
+        here: f"{milliseconds(line.here.ms)} ({study_words.spread(line.here.low, line.here.high)})",
+        "Pi 4B, predicted": _predicted(line),
         "remark": ", ".join(filter(None, (
             "recommended" if study.ranked and line is study.chosen else "looked at" if line is study.looked_at else "",
             marks.get(id(line), ""),
@@ -86,13 +90,25 @@ def _comparison(study: Study) -> str:
     marked = study.lines.index(study.looked_at)
     if not study.ranked:
         return ("<h2>What was tried</h2><p>The cheapest stands first. Nothing is ranked: an AUROC needs defective "
-                f"pictures.</p>{html.table(lines.drop(columns='image AUROC (95 % interval)'), marked)}")
+                f"pictures.</p>{html.table(lines.drop(columns=auroc), marked)}")
     image = html.picture(study_figures.tradeoff(study), "AUROC of each configuration against its milliseconds", "wide")
     return ("<h2>AUROC against time</h2><p>The AUROC is the chance that a defective picture scores higher than a good "
             "one: 100 % is perfect, 50 % is guessing. Each point is a configuration, the bar its 95 % interval over "
-            "the test pictures; the line joins those that no cheaper one reaches (the front). The ring is the "
-            f"recommended one.</p>{image}{html.table(lines, marked)}"
+            "the test pictures, without a width where nothing overlaps; the line joins those that no cheaper one "
+            "reaches (the front). The ring is the recommended one. In the table, n counts good and defective "
+            f"pictures.</p>{image}{html.table(lines, marked)}"
             f"<h3>Choosing flatters</h3><p>{escape(study_words.optimistic(study))}</p>")
+
+
+def _quality(line: Line) -> str:
+    good, defective = line.pictures
+    return f"{study_words.auroc(line.auroc, line.low, line.high)}, n = {good} + {defective}" if line.won else ""
+
+
+def _predicted(line: Line) -> str:
+    if line.pi4 is None:
+        return "not predicted"
+    return f"{milliseconds(line.pi4.ms)} ({study_words.spread(line.pi4.low, line.pi4.high)})"
 
 
 def _pictures(study: Study) -> str:
@@ -106,7 +122,9 @@ def _pictures(study: Study) -> str:
         usual = study.examined.usual
         shown = pd.DataFrame({
             "defect": per_defect["defect"].str.replace("_", " "), "pictures": per_defect["pictures"],
-            "image AUROC": [f"{100 * value:.1f} %" for value in per_defect["image_auroc"]],
+            f"image AUROC (95 % interval), against {study.looked_at.pictures[0]} good": [
+                study_words.auroc(row.image_auroc, row.image_auroc_low, row.image_auroc_high)
+                for row in per_defect.itertuples()],
             f"found at {percent(usual.expected)} false alarms": [
                 f"{row.flagged} of {row.pictures}" for row in per_defect.itertuples()]})
         parts.append(html.table(shown))
@@ -120,9 +138,9 @@ def _pictures(study: Study) -> str:
 
 
 def _card(one: Seen, study: Study, colours: tuple[float, float]) -> str:
-    drawn = study_figures.seen(one, study.examined.detector.preprocess_ or study.looked_at.rung.preprocess, colours)
+    drawn, lacking = study_figures.seen(one, study.examined.preprocess, colours)
     flagged = "flagged" if one.score > study.examined.usual.threshold else "not flagged"
-    text = f"{one.sample.defect}/{one.sample.path.name}: score {one.score:.3f}, {flagged}"
+    text = f"{one.sample.defect}/{one.sample.path.name}: score {one.score:.3f}, {flagged}{lacking and '; '}{lacking}"
     return f"<figure>{html.picture(drawn, 'picture and anomaly map')}<figcaption>{escape(text)}</figcaption></figure>"
 
 
@@ -159,11 +177,8 @@ def _threshold(study: Study) -> str:
 
 
 def _robustness(study: Study) -> str:
-    title = "<h2>When the light changes</h2>"
-    table = study.robustness
+    close, table = study.examined, study.examined.robustness
     # The unit of shift_iqr is 0 where most nominal scores are equal: then there is none.
-    if table is None:
-        return title + "<p>Not measured: it takes good pictures that no detector has learned from.</p>"
     lines = pd.DataFrame({
         "change": table["label"],
         "scores of good parts move by, interquartile ranges": [
@@ -171,11 +186,21 @@ def _robustness(study: Study) -> str:
         "good parts flagged": [f"{round(row.false_alarms * row.n_good)} of {row.n_good}" for row in table.itertuples()],
         "defects found": [f"{round(row.recall * row.n_defective)} of {row.n_defective}" if row.n_defective else ""
                           for row in table.itertuples()]})
-    return (f"{title}<p>The test pictures, changed by small steps before anything else is done to them, against the "
-            f"threshold for {100 * study.examined.usual.expected:.1f} % false alarms. What is found is shown because a "
-            "blind detector tolerates everything. Turned and shifted pictures are cut, and compared with untouched "
-            "ones that are cut equally; where cutting alone flags many, only the movement of their scores tells "
-            f"something.</p>{html.table(lines)}")
+    told = [close.changed, f"They were changed by small steps before anything else was done to them, and stand against "
+            f"the threshold for {percent(close.usual.expected)} false alarms."]
+    if close.bad.size:
+        told.append("What is found is shown because a blind detector tolerates everything.")
+    else:
+        lines = lines.drop(columns="defects found")
+        told.append("Without defective pictures nobody can tell whether it still finds anything.")
+    if not close.usual.spread:
+        lines = lines.drop(columns=lines.columns[1])
+        told.append("Most scores of good pictures are equal, so they have no interquartile range, and how far they "
+                    "move cannot be told in such ranges.")
+    if table["change"].isin(GEOMETRIC).any():
+        told.append("Turned and shifted pictures are cut, and compared with untouched ones that are cut equally; where "
+                    "cutting alone flags many, only the movement of their scores tells something.")
+    return f"<h2>When the light changes</h2><p>{escape(' '.join(told))}</p>{html.table(lines)}"
 
 
 def _pi(study: Study) -> str:

@@ -3,12 +3,14 @@
 import math
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.ticker import ScalarFormatter
 
-from thesis_lib.core.preprocess import Preprocess
+from thesis_lib.core.preprocess import DataError, Preprocess
 from thesis_lib.data.pictures import load_image
 from thesis_lib.evaluation.examined import Seen
-from thesis_lib.evaluation.study import Line, Study
+from thesis_lib.evaluation.lines import Line
+from thesis_lib.evaluation.study import Study
 from thesis_lib.evaluation.thresholds import Promise, percent
 from thesis_lib.evaluation.wins import Wins
 from thesis_lib.report.figures import BAD, GOOD, HEAT, Figure, to_rgb
@@ -42,9 +44,6 @@ def tradeoff(study: Study) -> Figure:
                       if own else None)
     joined = front(study.lines)
     axis.step([line.ms for line in joined], [100 * line.auroc for line in joined], where="post", color="0.4", lw=1)
-    for number, line in enumerate(study.lines, 1):
-        if not math.isnan(line.ms):
-            axis.annotate(str(number), (line.ms, 100 * line.auroc), (5, 4), textcoords="offset points", fontsize=9)
     if study.chosen is not None:
         axis.plot(study.chosen.ms, 100 * study.chosen.auroc, "o", ms=14, mfc="none", mec="black")
     if study.budget_ms is not None:
@@ -56,7 +55,26 @@ def tradeoff(study: Study) -> Figure:
     axis.tick_params(axis="x", which="both", labelsize=8)
     axis.grid(alpha=0.25)
     axis.legend(fontsize=8)
+    _number(figure, axis, {number: (line.ms, 100 * line.auroc) for number, line in enumerate(study.lines, 1)
+                           if not math.isnan(line.ms)})
     return figure
+
+
+def _number(figure: Figure, axis: Axes, places: dict[int, tuple[float, float]]) -> None:
+    """A number beside each place, where it covers no other number and no place, if there is such room around it."""
+    figure.draw_without_rendering()             # the layout decides where a place is
+    points = {number: axis.transData.transform(place) for number, place in places.items()}
+    unit = figure.dpi / 72                      # pixels of a point
+    taken = list(points.values())
+    for number, point in points.items():
+        around = [np.array([radius * np.cos(angle), radius * np.sin(angle)]) for radius in (10, 15, 21)
+                  for angle in np.radians([40, 140, 320, 220, 0, 180, 90, 270])]
+        others = [other for other in taken if other is not point]
+        away = max(around, key=lambda offset: min(
+            (min(np.hypot(*(point + unit * offset - other)) / unit, 10) for other in others), default=10))
+        taken.append(point + unit * away)
+        axis.annotate(str(number), places[number], tuple(away), textcoords="offset points", fontsize=9, ha="center",
+                      va="center")
 
 
 def operating(study: Study) -> Figure:
@@ -70,18 +88,24 @@ def operating(study: Study) -> Figure:
     axis.step(*won.roc(), where="post", color="black", lw=1.3)
     axis.plot([0, 1], [0, 1], color="0.7", lw=0.8, ls=":")
     alarms = close.good if len(close.good) else close.nominal
-    for (rate, promised), marker in zip(close.promises().items(), "Dosv^", strict=False):
+    at: dict[tuple[float, float], list[str]] = {}
+    for rate, promised in close.promises().items():
         if isinstance(promised, Promise):
-            at = float((alarms > promised.threshold).mean()), float((close.bad > promised.threshold).mean())
-            axis.plot(*at, marker, ms=7, color=BAD, label=f"threshold for {percent(rate)} false alarms")
+            place = float((alarms > promised.threshold).mean()), float((close.bad > promised.threshold).mean())
+            at.setdefault(place, []).append(percent(rate))
+    for (place, rates), marker in zip(at.items(), "Dosv^", strict=False):
+        axis.plot(*place, marker, ms=7, color=BAD, mfc="none", mew=1.6,
+                  label=f"threshold for {', '.join(rates)} false alarms")
     axis.set(xlabel="good pictures flagged, share", ylabel="defective pictures found, share", xlim=(-0.02, 1.02),
              ylim=(-0.02, 1.02))
     axis.legend(fontsize=8, loc="lower right")
     return figure
 
 
-def seen(one: Seen, preprocess: Preprocess, limits: tuple[float, float]) -> Figure:
-    """A picture and its map; the region that the map points at is outlined in blue, the mask, if any, in green."""
+def seen(one: Seen, preprocess: Preprocess, limits: tuple[float, float]) -> tuple[Figure, str]:
+    """A picture and its map, and in words what of it could not be drawn, or nothing. The region that the map points at
+    is outlined in blue, the mask, if any, in green.
+    """
     image = load_image(one.sample.path, preprocess)
     rgb, (height, width) = to_rgb(image), image.shape[-2:]
     counted = np.isfinite(one.heat)
@@ -96,11 +120,15 @@ def seen(one: Seen, preprocess: Preprocess, limits: tuple[float, float]) -> Figu
     axes[1].imshow(heat, cmap=HEAT, alpha=0.65, vmin=limits[0], vmax=limits[1])
     for axis in axes:
         axis.set_axis_off()
-    axes[0].contour(region(one.heat), levels=[0.5], colors=FOUND, linewidths=1.1)
-    mask = preprocess.mask(one.sample)
-    if mask.any():
-        axes[0].contour(mask, levels=[0.5], colors=TRUE, linewidths=1.1)
-    return figure
+    lacking = ""
+    try:
+        mask = preprocess.mask(one.sample)
+    except DataError as error:
+        mask, lacking = np.zeros((height, width), dtype=bool), f"without its true outline: {error}"
+    for outlined, colour in ((region(one.heat), FOUND), (mask, TRUE)):
+        if outlined.any():
+            axes[0].contour(outlined, levels=[0.5], colors=colour, linewidths=1.1)
+    return figure, lacking
 
 
 def region(heat: np.ndarray) -> np.ndarray:

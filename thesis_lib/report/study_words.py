@@ -10,7 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from thesis_lib.core.preprocess import Preprocess
-from thesis_lib.evaluation.study import BUNDLED, Line, Study
+from thesis_lib.evaluation.lines import Line
+from thesis_lib.evaluation.recommendation import BUNDLED
+from thesis_lib.evaluation.study import Study
+from thesis_lib.evaluation.thresholds import lowest_shown
 
 ADDED = ("weights", "backbone", "seed")         # parameters that are told first, or not by an option of their own
 
@@ -19,13 +22,17 @@ def milliseconds(ms: float) -> str:
     return "not predicted" if math.isnan(ms) else f"{ms:.{0 if ms >= 10 else 1}f} ms"
 
 
-def auroc(line: Line) -> str:
-    """With its interval, in per cent."""
-    if math.isnan(line.auroc):
-        return "none: no defective pictures"
-    if math.isnan(line.low):
-        return f"{100 * line.auroc:.1f} % (no interval: one kind has a single picture)"
-    return f"{100 * line.auroc:.1f} % ({100 * line.low:.1f} to {100 * line.high:.1f})"
+def spread(low: float, high: float) -> str:
+    """Quartiles around a median, in milliseconds."""
+    digits = 0 if low >= 10 else 1
+    return f"{low:.{digits}f} to {high:.{digits}f}"
+
+
+def auroc(value: float, low: float, high: float) -> str:
+    """Shares as per cent, with the interval."""
+    if math.isnan(low):
+        return f"{100 * value:.1f} % (no interval: a class has a single picture)"
+    return f"{100 * value:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def recommendation(study: Study) -> str:
@@ -47,7 +54,8 @@ def _take(study: Study, line: Line, where: str) -> str:
     """The first sentence."""
     assert study.reference is not None and study.best is not None
     budget = "" if study.budget_ms is None else f" within {milliseconds(study.budget_ms)}"
-    said = f"Take {line.rung.name}: image AUROC {auroc(line)}, {milliseconds(line.ms)} a picture {where}"
+    said = (f"Take {line.rung.name}: image AUROC {auroc(line.auroc, line.low, line.high)}, {milliseconds(line.ms)} a "
+            f"picture {where}")
     if line is study.best:
         return (f"{said}; of the {len(study.lines)} configurations tried it has the highest AUROC, and no cheaper "
                 "one is as good.")
@@ -63,10 +71,9 @@ def _take(study: Study, line: Line, where: str) -> str:
 
 def _sure(study: Study, line: Line) -> str:
     """The second sentence."""
-    good = int((study.category.labels == 0).sum())
-    counted = f"{good} good and" if good else f"{len(study.examined.nominal)} good (cross-fitted) and"
-    tested = f"{counted} {len(study.kinds)} defective pictures"
-    width = line.high - line.low
+    good, defective = line.pictures
+    tested = f"{good} good{' (held-out)' if study.category.cross_fitted else ''} and {defective} defective pictures"
+    width = max(line.high - line.low, lowest_shown(min(line.pictures)))     # the first is 0 where nothing overlaps
     sure = ("little more than a guess" if not width <= 0.2 else "a first indication" if width > 0.08
             else "fairly sure")
     expected = "" if math.isnan(study.optimism) else (
@@ -79,12 +86,12 @@ def optimistic(study: Study) -> str:
     """By how much the choice flatters the best one."""
     if math.isnan(study.optimism) or study.best is None:
         return "How much choosing among many flatters cannot be told: a class has a single picture."
-    points = 100 * study.optimism
+    points, best = 100 * study.optimism, study.best
     return (f"The best of {len(study.lines)} configurations was chosen by the same pictures that it is judged by, and "
             f"that flatters it. Drawn again from them, the best one of each draw had {abs(points):.1f} points "
             f"{'less' if points >= 0 else 'more'} on the pictures that were not drawn. Of its "
-            f"{100 * study.best.auroc:.1f} % expect about {100 * (study.best.auroc - max(study.optimism, 0)):.1f} % on "
-            "other pictures of the same kind.")
+            f"{auroc(best.auroc, best.low, best.high)} expect about "
+            f"{100 * (best.auroc - max(study.optimism, 0)):.1f} % on other pictures of the same kind.")
 
 
 def commands(study: Study, source: Sequence[str], weights: str) -> str:
