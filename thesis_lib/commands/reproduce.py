@@ -16,8 +16,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     parser.add_argument("--data", action="append", required=True, help="folder of categories, or one category; may be "
                         "repeated")
     parser.add_argument("--category", action="append", default=[], help="only this one; may be repeated")
-    parser.add_argument("--weights", required=True, metavar="DIR", help="folder with NETWORK_*.safetensors of resnet18, "
-                        "resnet34 and pdn_small")
+    parser.add_argument("--weights", required=True, metavar="DIR", help="folder with NETWORK_*.safetensors of "
+                        "resnet18, resnet34 and pdn_small")
     parser.add_argument("--part", action="append", default=[], help="only this part, such as levels; may be repeated "
                         "(--dry-run lists them)")
     parser.add_argument("--dry-run", action="store_true", help="say what is missing and how long it takes, and stop")
@@ -27,7 +27,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 def _reproduce(args: argparse.Namespace) -> int:
     from thesis_lib.data import folders
     from thesis_lib.evaluation import reproduction
-    found = {}
+    found: dict[str, Path] = {}
     for given in args.data:
         root = folders.resolve(given)
         names = folders.categories(root)

@@ -50,7 +50,7 @@ class Task(NamedTuple):
     pixels: bool
 
 
-def patchcore(layers: Sequence[int] | None = (2, 3), *, preprocess: Preprocess | None = None, **changes: object) -> Side:
+def patchcore(layers: Sequence[int] | None = (2, 3), preprocess: Preprocess | None = None, **changes: object) -> Side:
     """A bar of the thesis' figures with a ResNet-18, and what differs from it."""
     usual = {"backbone": "resnet18", "layers": layers, "embedding": "avg_k3_s1_p1", "bank": 1000, "search": "faiss"}
     return Side("patchcore", usual | changes, preprocess or Preprocess())
@@ -71,14 +71,13 @@ def parts() -> dict[str, Part]:
                *(f"avgmax_{rest}" for rest in ("k5_s1_p2", "k3_s3_p1", "k3_s1_p1", "k3_s2_p1")))
     return {
         "levels": Part("Fig. 3.4 and 3.5", tuple(
-            patchcore(layers) for count in (1, 2, 3) for layers in itertools.combinations((1, 2, 3), count)), True),
+            patchcore(layers) for layers in ((2, 3), (2,), (3,), (1, 2, 3), (1, 3), (1, 2), (1,))), True),
         "padim": Part("sec. 2.7, 100 channels", (Side("padim", channels | {"channels": 100}),), True),
         "spade": Part("sec. 2.6", tuple(Side("spade", channels | {"k": k, "search": "faiss"}) for k in (50, 1, 5, 10))),
         "resnet34": Part("Fig. 3.7 and 3.8, without level 3", tuple(
             patchcore(layers, backbone="resnet34") for layers in ((1,), (2,), (1, 2)))),
         "input": Part("crop and interpolation of the author's code", tuple(
-            patchcore(layers, preprocess=preprocess) for preprocess in (cropped, lanczos)
-            for layers in ((2,), (2, 3)))),
+            patchcore(layers, preprocess) for preprocess in (cropped, lanczos) for layers in ((2,), (2, 3)))),
         "pooling_level_3": Part("Fig. 3.14 to 3.19: the whole grid, ResNet-18", tuple(
             patchcore((3,), embedding=embedding) for embedding in ("identity", *ADAPTIVE, *GRID))),
         "published": Part("what published values were measured with: larger banks, the paper's embedding", (
@@ -151,7 +150,7 @@ def work(task: Task, seeds: int = SEEDS) -> float:
 
 def missing(task: Task, weights: Callable[[str], str], seeds: int = SEEDS) -> bool:
     """Whether a row of the configuration is not there yet, or one that this machine could no longer have measured."""
-    detector = task.side.detector(weights(task.side.parameters["backbone"]))
+    detector = task.side.detector(weights(task.side.backbone))
     prepared = task.side.preprocess.decided(task.category.train)
     for seed in range(seeds if detector.seeded else 1):
         subject = scores.subject(detector, task.category, prepared, seed=seed, module=scores.__name__)
@@ -171,6 +170,6 @@ def reproduce(waiting: Sequence[Task], weights: Callable[[str], str], *,
     """Measure one task after the other: (task, its rows, seconds of this process' processor, of the clock)."""
     for task in waiting:
         started, processor = time.perf_counter(), time.process_time()
-        detector = task.side.detector(weights(task.side.parameters["backbone"]))
+        detector = task.side.detector(weights(task.side.backbone))
         rows = scores.evaluate(detector, task.category, task.side.preprocess, seeds=seeds, pixels=task.pixels)
         yield task, rows, time.process_time() - processor, time.perf_counter() - started

@@ -46,6 +46,11 @@ class Side:
                                  for name, value in self.parameters.items()}
         return METHODS[self.method](**given, weights=weights, seed=seed)
 
+    @property
+    def backbone(self) -> str:
+        """Name of the network whose weights are needed."""
+        return self.detector("random").backbone
+
     @cached_property
     def id(self) -> str:
         """The same for a side and for rows of it, with whatever weights these were measured."""
@@ -95,8 +100,9 @@ def parse(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> Statement:
         named = {name: given[name] for name in ("margin", "wrong") if name in given}
         if given["kind"] not in KINDS:
             raise ThesisError(f"kind={given['kind']!r}: needs one of {', '.join(KINDS)}")
-        pairs = tuple(Pair(*(side(defaults, given.get("common", {}) | pair[name]) for name in ("one", "two")),
-                           points=_points(pair)) for pair in given["pairs"])
+        common = given.get("common", {})
+        pairs = tuple(Pair(side(defaults, common | pair["one"]), side(defaults, common | pair["two"]), _points(pair))
+                      for pair in given["pairs"])
         return Statement(given["id"], str(given["section"]), given["text"], given["kind"], pairs,
                          sets=tuple(given.get("sets", ())), **named)
     except (KeyError, TypeError, ThesisError) as error:
