@@ -9,7 +9,7 @@ import warnings
 from contextlib import suppress
 from pathlib import Path
 
-from thesis_lib.commands import device, exit_codes, methods, study
+from thesis_lib.commands import device, exit_codes, methods, reproduce, study
 from thesis_lib.core.errors import ThesisError, user_message
 
 
@@ -112,6 +112,7 @@ def parser(command: str | None = None) -> argparse.ArgumentParser:
     docs.set_defaults(do=_docs)
 
     study.add(commands, command)
+    reproduce.add(commands)
     methods.add(commands, command)
     device.add(commands)
 

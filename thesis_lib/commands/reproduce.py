@@ -1,0 +1,56 @@
+"""The command `thesis reproduce`: the configurations of chapters 2 and 3 on real pictures."""
+
+import argparse
+from pathlib import Path
+
+from thesis_lib.core.errors import ThesisError
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """The command below those of `thesis`."""
+    parser = commands.add_parser("reproduce", help="measure the configurations of chapters 2 and 3 on real pictures",
+                                 description="Measure what the statements of chapters 2 and 3 are judged by: five "
+                                 "memory banks of each configuration on each category. Says beforehand how long it "
+                                 "takes. What is there already is not measured again, so the same command goes on "
+                                 "where it was interrupted.")
+    parser.add_argument("--data", action="append", required=True, help="folder of categories, or one category; may be "
+                        "repeated")
+    parser.add_argument("--category", action="append", default=[], help="only this one; may be repeated")
+    parser.add_argument("--weights", required=True, metavar="DIR", help="folder with NETWORK_*.safetensors of "
+                        "resnet18, resnet34 and pdn_small")
+    parser.add_argument("--part", action="append", default=[], help="only this part, such as levels; may be repeated "
+                        "(--dry-run lists them)")
+    parser.add_argument("--dry-run", action="store_true", help="say what is missing and how long it takes, and stop")
+    parser.set_defaults(do=_reproduce)
+
+
+def _reproduce(args: argparse.Namespace) -> int:
+    from thesis_lib.data import folders
+    from thesis_lib.evaluation import reproduction
+    found: dict[str, Path] = {}
+    for given in args.data:
+        root = folders.resolve(given)
+        names = folders.categories(root)
+        root, names = (root, names) if names else (root.parent, [root.name])
+        found |= {name: root for name in names if name in (args.category or names)}
+    if lacking := set(args.category) - set(found):
+        raise ThesisError(f"--category {', '.join(sorted(lacking))}: there are {', '.join(found)}")
+    categories = [folders.scan(root, name) for name, root in found.items()]
+    weights = reproduction.weights_of(Path(args.weights).expanduser())
+    tasks = reproduction.tasks(categories, args.part)
+    waiting = [task for task in tasks if reproduction.missing(task, weights)]
+    print(f"{len(tasks)} configurations on {', '.join(found)}, {len(tasks) - len(waiting)} measured")
+    for part in dict.fromkeys(task.part for task in waiting):
+        of_part = [task for task in waiting if task.part == part]
+        print(f"  {part}: {len(of_part)} to measure, about {reproduction.seconds(of_part) / 60:.0f} min of one core "
+              f"({reproduction.parts()[part].figures})", flush=True)
+    if args.dry_run:
+        return 0
+    for number, (task, rows, processor, clock) in enumerate(reproduction.reproduce(waiting, weights), 1):
+        auroc = 100 * rows["image_auroc"]
+        named = {name: value for name, value in task.side.parameters.items() if name != "search"}
+        print(f"{number}/{len(waiting)} {task.part} {task.category.name} {task.side.method} "
+              f"{' '.join(f'{name}={value}' for name, value in named.items())}: {auroc.mean():.2f} % "
+              f"({auroc.min():.2f} to {auroc.max():.2f}), {processor:.0f} s of the processor, {clock:.0f} s; "
+              f"{reproduction.seconds(waiting[number:]) / 3600:.1f} h left", flush=True)
+    return 0

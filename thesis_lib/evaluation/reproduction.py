@@ -1,0 +1,175 @@
+"""Chapters 2 and 3 of the thesis on real pictures: which configurations are measured, and the measuring of them.
+
+Categories and a folder of weights go in, rows of `evaluation.scores` come out, five memory banks of each configuration.
+What is there already is not measured again, so it may be interrupted at any time. Cheap parts that say much come first.
+"""
+
+import itertools
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from thesis_lib.core import results
+from thesis_lib.core.errors import ThesisError
+from thesis_lib.core.preprocess import Preprocess
+from thesis_lib.data.folders import Category
+from thesis_lib.evaluation import scores
+from thesis_lib.evaluation.statements import Side
+from thesis_lib.methods.padim import PaDiM
+from thesis_lib.methods.patchcore import PatchCore
+from thesis_lib.patches import coreset
+from thesis_lib.patches.transforms import ACTIVATIONS, SCALINGS
+
+log = logging.getLogger("thesis_lib")
+SEEDS = 5
+RATE = 0.15             # seconds of one core per GFLOP of `work`, with which an estimate begins
+NETWORK = 0.03          # seconds of one core per picture and configuration: reading maps, embedding, search for banks
+GRID = tuple(f"{kind}_k{k}_s{s}_p{p}" for kind, k, s, p in itertools.product(
+    ("avg", "max", "avgmax"), (3, 5, 7, 9), (1, 2, 3), (0, 1, 2)) if p <= k // 2)
+ADAPTIVE = tuple(f"adaptive_{side}" for side in (5, 7, 10, 14, 28))
+
+
+@dataclass(frozen=True)
+class Part:
+    """`pixels`: pixel AUROC and PRO, too, where a category has masks."""
+
+    figures: str
+    sides: tuple[Side, ...]
+    pixels: bool = False
+
+
+class Task(NamedTuple):
+    part: str
+    side: Side
+    category: Category
+    pixels: bool
+
+
+def patchcore(layers: Sequence[int] | None = (2, 3), preprocess: Preprocess | None = None, **changes: object) -> Side:
+    """A bar of the thesis' figures with a ResNet-18, and what differs from it."""
+    usual = {"backbone": "resnet18", "layers": layers, "embedding": "avg_k3_s1_p1", "bank": 1000, "search": "faiss"}
+    return Side("patchcore", usual | changes, preprocess or Preprocess())
+
+
+def parts() -> dict[str, Part]:
+    """By name, in the order of measuring."""
+    cropped, lanczos = Preprocess(crop=224), Preprocess(interpolation="lanczos")
+    channels = {"layers": (1, 2, 3), "embedding": "identity", "backbone": "resnet18"}
+    original = [patchcore(embedding="original_d256", bank=bank) for bank in ("0.1%", 1000, "1%")]
+    transforms = {name: tuple(
+        patchcore(layers, backbone=backbone, tap="preactivation", activation=activation, scaling=scaling)
+        for activation, scaling in itertools.product(ACTIVATIONS, SCALINGS))
+        for name, backbone, layers in (("18_2", "resnet18", (2,)), ("18_23", "resnet18", (2, 3)),
+                                       ("34_2", "resnet34", (2,)))}
+    shown_2 = ("identity", "max_k3_s1_p1", "avg_k5_s2_p2", "avg_k3_s3_p1", "avg_k3_s1_p0", "avg_k5_s1_p1",
+               "avg_k7_s1_p1", "avg_k9_s1_p1", "adaptive_7",
+               *(f"avgmax_{rest}" for rest in ("k5_s1_p2", "k3_s3_p1", "k3_s1_p1", "k3_s2_p1")))
+    return {
+        "levels": Part("Fig. 3.4 and 3.5", tuple(
+            patchcore(layers) for layers in ((2, 3), (2,), (3,), (1, 2, 3), (1, 3), (1, 2), (1,))), True),
+        "padim": Part("sec. 2.7, 100 channels", (Side("padim", channels | {"channels": 100}),), True),
+        "spade": Part("sec. 2.6", tuple(Side("spade", channels | {"k": k, "search": "faiss"}) for k in (50, 1, 5, 10))),
+        "resnet34": Part("Fig. 3.7 and 3.8, without level 3", tuple(
+            patchcore(layers, backbone="resnet34") for layers in ((1,), (2,), (1, 2)))),
+        "input": Part("crop and interpolation of the author's code", tuple(
+            patchcore(layers, preprocess) for preprocess in (cropped, lanczos) for layers in ((2,), (2, 3)))),
+        "pooling_level_3": Part("Fig. 3.14 to 3.19: the whole grid, ResNet-18", tuple(
+            patchcore((3,), embedding=embedding) for embedding in ("identity", *ADAPTIVE, *GRID))),
+        "published": Part("what published values were measured with: larger banks, the paper's embedding", (
+            patchcore(bank="1%"), patchcore((1, 2, 3), bank="1%"), patchcore(embedding="original_d1024"),
+            patchcore(embedding="original_d1024", bank="1%"), patchcore(bank="10%")), True),
+        "original": Part("Fig. 3.2, banks up to 1 %", tuple(original)),
+        "search": Part("Fig. 3.3 and the score rules", (
+            patchcore(search="cdist"), patchcore(search="cdist", score="author_cdist"),
+            patchcore(embedding="original_d96"),
+            patchcore(embedding="original_d96", search="cdist", score="author_cdist"),
+            patchcore(score="reweighted", neighbours=9), patchcore(score="reweighted", neighbours=3))),
+        "int8": Part("sec. 2.5", (patchcore((2,), engine="int8"), patchcore(engine="int8"))),
+        "pooling_level_2": Part("bars of Fig. 3.14, 3.16 and 3.18, ResNet-34", tuple(
+            patchcore((2,), backbone="resnet34", embedding=embedding) for embedding in shown_2)),
+        "transforms_18_2": Part("Fig. 3.22", transforms["18_2"]),
+        "transforms_18_23": Part("Fig. 3.24", transforms["18_23"]),
+        "transforms_34_2": Part("Fig. 3.23", transforms["34_2"]),
+        "pdn": Part("Fig. 3.9", (patchcore(None, backbone="pdn_small", embedding="identity"),)),
+        "padim_all": Part("sec. 2.7, 200 and all channels", tuple(
+            Side("padim", channels | {"channels": count}) for count in (200, None))),
+        "original_large": Part("Fig. 3.2, 10 % and 100 %", tuple(
+            patchcore(embedding="original_d256", bank=bank) for bank in ("10%", "100%"))),
+        "pooling_level_2_all": Part("Fig. 3.14 to 3.19: the whole grid, ResNet-34", tuple(
+            patchcore((2,), backbone="resnet34", embedding=embedding)
+            for embedding in ("identity", *ADAPTIVE, *GRID) if embedding not in shown_2)),
+    }
+
+
+def weights_of(folder: Path) -> Callable[[str], str]:
+    """Name of a network -> its file in the folder, NETWORK_ANYTHING.safetensors; ThesisError where there is not one."""
+    def file(network: str) -> str:
+        found = sorted(folder.glob(f"{network}_*.safetensors"))
+        if len(found) != 1:
+            raise ThesisError(f"{folder}: needs one file {network}_*.safetensors, has "
+                              f"{', '.join(file.name for file in found) or 'none'}")
+        return str(found[0])
+
+    return file
+
+
+def tasks(categories: Iterable[Category], names: Sequence[str] = ()) -> list[Task]:
+    """All configurations of these parts (all where none is named) on these categories; none of them twice."""
+    known = parts()
+    if unknown := set(names) - set(known):
+        raise ThesisError(f"part {', '.join(sorted(unknown))}: there are {', '.join(known)}")
+    seen: dict[tuple[str, str], Task] = {}
+    categories = list(categories)
+    for name in names or known:
+        for category, side in itertools.product(categories, known[name].sides):
+            seen.setdefault((category.name, side.id), Task(name, side, category, known[name].pixels))
+    return list(seen.values())
+
+
+def work(task: Task, seeds: int = SEEDS) -> float:
+    """GFLOP of all banks or draws of a configuration, roughly: each row of a bank against each patch, or a covariance
+    and its factor at each position.
+    """
+    detector, train, test = task.side.detector("random"), len(task.category.train), len(task.category.test)
+    if isinstance(detector, PatchCore):
+        places, dim = detector.shape(task.side.preprocess.shape)
+        rows = coreset.size(detector.bank, train * places)
+        searched = train if rows < train * places else 0
+        return (seeds if searched else 1) * 2e-9 * rows * places * dim * (searched + test)
+    if isinstance(detector, PaDiM):
+        places, total = detector.shape(task.side.preprocess.shape)
+        d = detector.channels or total
+        return (seeds if detector.seeded else 1) * 2e-9 * places * (train * d**2 + d**3 / 3 + test * d**2)
+    return 0.0
+
+
+def missing(task: Task, weights: Callable[[str], str], seeds: int = SEEDS) -> bool:
+    """Whether a row of the configuration is not there yet, or one that this machine could no longer have measured."""
+    detector = task.side.detector(weights(task.side.backbone))
+    prepared = task.side.preprocess.decided(task.category.train)
+    for seed in range(seeds if detector.seeded else 1):
+        subject = scores.subject(detector, task.category, prepared, seed=seed, module=scores.__name__)
+        row = results.find("auroc", subject)
+        if row is None or (task.pixels and task.category.has_masks and row["pixel_auroc"] is None):
+            return True
+    return False
+
+
+def seconds(waiting: Iterable[Task], rate: float = RATE) -> float:
+    """Of one core, for these."""
+    return sum(rate * work(task) + NETWORK * (len(task.category.train) + len(task.category.test)) for task in waiting)
+
+
+def reproduce(waiting: Sequence[Task], weights: Callable[[str], str], *,
+              seeds: int = SEEDS) -> Iterator[tuple[Task, pd.DataFrame, float, float]]:
+    """Measure one task after the other: (task, its rows, seconds of this process' processor, of the clock)."""
+    for task in waiting:
+        started, processor = time.perf_counter(), time.process_time()
+        detector = task.side.detector(weights(task.side.backbone))
+        rows = scores.evaluate(detector, task.category, task.side.preprocess, seeds=seeds, pixels=task.pixels)
+        yield task, rows, time.process_time() - processor, time.perf_counter() - started
