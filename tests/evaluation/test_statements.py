@@ -85,7 +85,7 @@ def test_measured_once_and_resumable(pad, small, monkeypatch):
     task, rows, processor, clock = next(measuring)
     assert task is tasks[0] and len(rows) == 2 and processor > 0 and clock > 0
     measuring.close()
-    assert [reproduction.missing(task, weights, seeds=2) for task in tasks] == [False, True]
-    assert reproduction.missing(tasks[0], weights, seeds=3)
+    assert [len(reproduction.stored(task, weights, seeds=2)) for task in tasks] == [2, 0]
+    assert not reproduction.stored(tasks[0], weights, seeds=3)
     list(reproduction.reproduce(tasks[1:], weights, seeds=2))
-    assert not any(reproduction.missing(task, weights, seeds=2) for task in tasks)
+    assert all(reproduction.stored(task, weights, seeds=2) for task in tasks)

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from thesis_lib.core import results
 from thesis_lib.core.errors import ThesisError
 
 
@@ -21,24 +22,35 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     parser.add_argument("--part", action="append", default=[], help="only this part, such as levels; may be repeated "
                         "(--dry-run lists them)")
     parser.add_argument("--dry-run", action="store_true", help="say what is missing and how long it takes, and stop")
+    parser.add_argument("--verdicts", action="store_true", help="measure nothing: say which statements hold by "
+                        "what was measured")
+    parser.add_argument("--publish", metavar="DIR", help="measure nothing: write what was measured there, a line for "
+                        "each configuration, and the scores that verdicts need")
     parser.set_defaults(do=_reproduce)
 
 
 def _reproduce(args: argparse.Namespace) -> int:
     from thesis_lib.data import folders
     from thesis_lib.evaluation import reproduction
-    found: dict[str, Path] = {}
+    found: dict[str, Path] = {}         # name of a category -> folder that it lies in
     for given in args.data:
         root = folders.resolve(given)
         names = folders.categories(root)
         root, names = (root, names) if names else (root.parent, [root.name])
-        found |= {name: root for name in names if name in (args.category or names)}
+        found |= dict.fromkeys(names, root)
     if lacking := set(args.category) - set(found):
         raise ThesisError(f"--category {', '.join(sorted(lacking))}: there are {', '.join(found)}")
+    found = {name: root for name, root in found.items() if name in (args.category or found)}
     categories = [folders.scan(root, name) for name, root in found.items()]
     weights = reproduction.weights_of(Path(args.weights).expanduser())
     tasks = reproduction.tasks(categories, args.part)
-    waiting = [task for task in tasks if reproduction.missing(task, weights)]
+    stored = [reproduction.stored(task, weights) for task in tasks]
+    waiting = [task for task, rows in zip(tasks, stored, strict=True) if not rows]
+    measured = [row for rows in stored for row in rows]
+    if args.publish:
+        return _publish(measured, Path(args.publish))
+    if args.verdicts:
+        return _verdicts(measured)
     print(f"{len(tasks)} configurations on {', '.join(found)}, {len(tasks) - len(waiting)} measured")
     for part in dict.fromkeys(task.part for task in waiting):
         of_part = [task for task in waiting if task.part == part]
@@ -53,4 +65,21 @@ def _reproduce(args: argparse.Namespace) -> int:
               f"{' '.join(f'{name}={value}' for name, value in named.items())}: {auroc.mean():.2f} % "
               f"({auroc.min():.2f} to {auroc.max():.2f}), {processor:.0f} s of the processor, {clock:.0f} s; "
               f"{reproduction.seconds(waiting[number:]) / 3600:.1f} h left", flush=True)
+    return 0
+
+
+def _publish(rows: list[results.Row], folder: Path) -> int:
+    from thesis_lib.evaluation import compact
+    from thesis_lib.evaluation.statements import statements
+    sides = {side.id for statement in statements() for pair in statement.pairs for side in (pair.one, pair.two)}
+    for file in compact.write(rows, folder, "real", sides):
+        print(f"{file}  {file.stat().st_size / 1e6:.2f} MB")
+    return 0
+
+
+def _verdicts(rows: list[results.Row]) -> int:
+    from thesis_lib.evaluation import compact, verdicts
+    from thesis_lib.evaluation.statements import statements
+    from thesis_lib.report import tables
+    print(tables.verdicts(verdicts.judge(statements(), compact.of_rows(rows))).to_string(index=False))
     return 0

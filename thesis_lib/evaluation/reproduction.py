@@ -148,16 +148,18 @@ def work(task: Task, seeds: int = SEEDS) -> float:
     return 0.0
 
 
-def missing(task: Task, weights: Callable[[str], str], seeds: int = SEEDS) -> bool:
-    """Whether a row of the configuration is not there yet, or one that this machine could no longer have measured."""
+def stored(task: Task, weights: Callable[[str], str], seeds: int = SEEDS) -> list[results.Row]:
+    """The rows of all banks as the present code would measure them; none where one is not there yet."""
     detector = task.side.detector(weights(task.side.backbone))
     prepared = task.side.preprocess.decided(task.category.train)
+    rows = []
     for seed in range(seeds if detector.seeded else 1):
         subject = scores.subject(detector, task.category, prepared, seed=seed, module=scores.__name__)
         row = results.find("auroc", subject)
         if row is None or (task.pixels and task.category.has_masks and row["pixel_auroc"] is None):
-            return True
-    return False
+            return []
+        rows.append(row)
+    return rows
 
 
 def seconds(waiting: Iterable[Task], rate: float = RATE) -> float:

@@ -15,7 +15,9 @@ import pandas as pd
 from thesis_lib.core import paths, results
 from thesis_lib.core.errors import ThesisError
 from thesis_lib.evaluation import metrics
+from thesis_lib.evaluation.statements import Pair
 from thesis_lib.evaluation.thesis import STAGES, bars_of
+from thesis_lib.evaluation.verdicts import TOGETHER, Verdict
 from thesis_lib.networks import weightfiles
 
 NEEDED = "needs ImageNet weights"
@@ -60,6 +62,37 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
             "pixel_auroc": _percent(group, "pixel_auroc"), "pro": _percent(group, "pro"),
             "n_train": first["n_train"], "n_test": first["n_test_good"] + first["n_test_defective"]})
     return pd.DataFrame(lines)
+
+
+def verdicts(found: Iterable[Verdict]) -> pd.DataFrame:
+    """One line per pair of each statement: the thesis' difference in points of AUROC and, on each set and on all
+    together, ours with its corrected interval; the verdict is that of the whole statement, on these sets.
+    """
+    lines = []
+    for one in found:
+        for pair in one.statement.pairs:
+            line: dict[str, Any] = {"id": one.statement.id, "section": one.statement.section,
+                                    "statement": one.statement.text, "kind": one.statement.kind, "pair": _sides(pair),
+                                    "thesis": np.nan if pair.points is None else pair.points}
+            line |= {each.on: f"{each.points:+.2f} ({each.low:+.2f} to {each.high:+.2f})"
+                     for each in sorted(one.differences, key=lambda each: each.on == TOGETHER) if each.pair == pair}
+            lines.append(line | {"verdict": one.verdict})
+    table = pd.DataFrame(lines)
+    last = [name for name in (TOGETHER, "verdict") if name in table]
+    return table[[name for name in table if name not in last] + last]
+
+
+def _sides(pair: Pair) -> str:
+    """What the two sides of a pair differ in, "layers 2 | layers 1"; before it the levels where both have the same."""
+    texts, levels = [], pair.one.parameters.get("layers")
+    for side, other in ((pair.one, pair.two), (pair.two, pair.one)):
+        differing = {"method": side.method} if side.method != other.method else {}
+        differing |= {name: value for name, value in side.parameters.items()
+                      if name not in other.parameters or value != other.parameters[name]}
+        texts.append(" ".join(f"{name} {'+'.join(map(str, value)) if isinstance(value, list) else value}"
+                              for name, value in differing.items()))
+    same = levels and levels == pair.two.parameters.get("layers")
+    return (f"{'+'.join(map(str, levels))}: " if same else "") + " | ".join(texts)
 
 
 def late(curve: pd.DataFrame, most: int = 5) -> pd.DataFrame:
