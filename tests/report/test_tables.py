@@ -8,7 +8,9 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from thesis_lib.core import paths
 from thesis_lib.evaluation import metrics
+from thesis_lib.evaluation.statements import Pair, Side, Statement
 from thesis_lib.evaluation.thesis import STAGES, bars_of
+from thesis_lib.evaluation.verdicts import TOGETHER, Difference, Verdict
 from thesis_lib.report import tables
 
 LABELS = [0, 0, 0, 1, 1, 1]
@@ -257,3 +259,17 @@ def test_late_states_are_at_most_five_and_none_of_the_first_half(kept, expected)
     found = tables.late(curve)
     np.testing.assert_allclose(found.index, expected)
     np.testing.assert_allclose(found.mean(), [np.mean(expected), -np.mean(expected)])
+
+
+def test_verdicts_beside_the_thesis():
+    """A line per pair, its sets before all together; a pair says what it compares, no number is NaN."""
+    two, three, both = (Side("patchcore", {"layers": levels}) for levels in ([2], [3], [2, 3]))
+    pooled = Side("patchcore", {"layers": [2], "embedding": "identity"})
+    pairs = Pair(two, three, 1.88), Pair(two, both), Pair(two, pooled)
+    stated = Statement("levels", "3.5.2", "level 2 is best", "direction", pairs)
+    differences = [Difference(pairs[0], on, 1.0, -0.5, 2.0, 0.5, "open") for on in (TOGETHER, "pill")]
+    table = tables.verdicts([Verdict(stated, "open", tuple(differences), ("pill",), ("id",))])
+    assert table["pair"].tolist() == ["layers 2 | layers 3", "layers 2 | layers 2+3",
+                                      "layers 2: embedding avg_k3_s1_p1 | embedding identity"]
+    assert list(table)[-3:] == ["pill", TOGETHER, "verdict"] and table["thesis"].isna().tolist() == [False, True, True]
+    assert table.loc[0, "pill"] == "+1.00 (-0.50 to +2.00)"

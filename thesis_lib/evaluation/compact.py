@@ -113,7 +113,7 @@ def _groups(rows: Iterable[results.Row]) -> dict[tuple[str, str], list[results.R
 def _line(banks: Sequence[results.Row]) -> results.Row:
     """One row of those of all banks: `rows` are their ids, `seconds` of the fit the mean."""
     first = banks[0]
-    line = {"kind": KIND, "id": files.digest(json.dumps([row["id"] for row in banks]))[:12]}
+    line: results.Row = {"kind": KIND, "id": files.digest(json.dumps([row["id"] for row in banks]))[:12]}
     line |= {name: first[name] for name in SAME} | {"seeds": [row["seed"] for row in banks]}
     line |= {name: [_short(row[name]) for row in banks] for name in EACH if first.get(name) is not None}
     low, high = metrics.auroc_interval(first["labels"], np.array([row["scores"] for row in banks]))

@@ -85,14 +85,16 @@ def verdicts(found: Iterable[Verdict]) -> pd.DataFrame:
 def _sides(pair: Pair) -> str:
     """What the two sides of a pair differ in, "layers 2 | layers 1"; before it the levels where both have the same."""
     texts, levels = [], pair.one.parameters.get("layers")
-    for side, other in ((pair.one, pair.two), (pair.two, pair.one)):
-        differing = {"method": side.method} if side.method != other.method else {}
-        differing |= {name: value for name, value in side.parameters.items()
-                      if name not in other.parameters or value != other.parameters[name]}
-        texts.append(" ".join(f"{name} {'+'.join(map(str, value)) if isinstance(value, list) else value}"
+    named = {*pair.one.parameters, *pair.two.parameters}
+    given = [{"method": side.method} | {name: value for name, value in side.detector("random").parameters().items()
+                                        if name in named} for side in (pair.one, pair.two)]
+    for side, other in (given, given[::-1]):
+        differing = {name: value for name, value in side.items() if name not in other or value != other[name]}
+        texts.append(" ".join(f"{name} {'+'.join(map(str, value)) if isinstance(value, tuple) else value}"
                               for name, value in differing.items()))
-    same = levels and levels == pair.two.parameters.get("layers")
-    return (f"{'+'.join(map(str, levels))}: " if same else "") + " | ".join(texts)
+    if levels and levels == pair.two.parameters.get("layers"):
+        return f"layers {'+'.join(map(str, levels))}: {' | '.join(texts)}"
+    return " | ".join(texts)
 
 
 def late(curve: pd.DataFrame, most: int = 5) -> pd.DataFrame:
