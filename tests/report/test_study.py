@@ -125,3 +125,74 @@ def test_a_number_and_its_unit_stay_together(make_category, tmp_path):
     assert not re.search(r"\d (ms|%)", html) and re.search("\\d\u00a0ms", html)
     times = whole.looked_at.here
     assert times.low <= times.ms <= times.high and re.search(r"ms \(\d+\.?\d* to \d", html)
+
+
+@pytest.fixture
+def elongated(tmp_path):
+    """Grey noise of 40 x 100 pixels; defective ones have a thin white line along the picture."""
+    rng = np.random.default_rng(0)
+    for kind, count in (("train/good", 6), ("test/good", 3), ("test/scratch", 3)):
+        folder = tmp_path / "set" / "long" / kind
+        folder.mkdir(parents=True)
+        for number in range(count):
+            values = rng.integers(90, 130, (100, 40, 3), dtype=np.uint8)
+            if kind == "test/scratch":
+                values[20:80, 15:18] = 255
+            Image.fromarray(values).save(folder / f"{number}.png")
+    return data.scan(tmp_path / "set", "long")
+
+
+def test_the_right_rectangle_is_tried_by_itself(elongated, tmp_path):
+    whole, html = written(elongated, tmp_path / "page")
+    assert whole.looked_at.rung.size == "32x64" and "has taken 64x160" in html and "square of 64x64" in html
+    assert {one.heat.shape for one in whole.examined.seen} == {(64, 32)}
+    assert {"rotation", "shift"} <= set(whole.examined.robustness["change"])
+    assert "--image-size 32x64" in html and "export patchcore" in html
+
+
+def test_a_region_of_interest_and_a_mask_of_one(elongated, tmp_path):
+    """Of a mask few patches count, which the bank must not ask more of; its command names the file."""
+    values = np.zeros((100, 40), dtype=np.uint8)
+    values[30:60, 5:35] = 255
+    file = tmp_path / "mask.png"
+    Image.fromarray(values).save(file)
+    whole, html = written(elongated, tmp_path / "page", data.Preprocess(image_size=64, roi=(0, 10, 40, 80)), quick=True)
+    assert whole.looked_at.rung.size == "32x64" and "--roi 0,10,40,80" in html
+    whole = study(elongated, data.Preprocess(image_size=64, roi=str(file)), quick=True, **ASKED)
+    assert np.isneginf(whole.examined.seen[0].heat).any()
+    html = page.write(whole, tmp_path / "mask", source=["--data", "x", "--category", "y", "--roi", "mask.png"])
+    assert "--roi mask.png" in html.read_text() and not re.search(r"40x100:\d", html.read_text())
+
+
+def test_tiles_and_a_pi(elongated, tmp_path):
+    """Times of a Pi are predictions, with their error; what has no bundle is not recommended for it."""
+    whole, html = written(elongated, tmp_path / "page", data.Preprocess(image_size=96), quick=True, tiles=(1, 2),
+                          device="pi4", budget_ms=5000)
+    assert whole.looked_at.rung.detector.tiles == (1, 2) and "--tiles 1x2" in html
+    assert whole.chosen.ms == whole.chosen.pi4.ms and "predicted on a Raspberry Pi 4B" in html
+    assert whole.chosen.pi4.low < whole.chosen.ms < whole.chosen.pi4.high and "wrong by a factor of up to" in html
+    assert "Nothing that was tried keeps the budget" in written(
+        elongated, tmp_path / "page", data.Preprocess(image_size=96), quick=True, tiles=(1, 2), device="pi4",
+        budget_ms=0.001)[1]
+
+
+@pytest.mark.parametrize("good", [0, 3])
+def test_trained_methods(make_category, tmp_path, monkeypatch, good):
+    """Without good test pictures they are tested with other good ones than the rest, which must still compare."""
+    module = importlib.import_module("thesis_lib.evaluation.study")
+    ladder = importlib.import_module("thesis_lib.evaluation.ladder")
+    for name in ("EPOCHS", "STEPS", "DISTILLED"):
+        monkeypatch.setattr(ladder, name, (1, 1))
+    monkeypatch.setattr(module, "ladder", lambda *args, **given: [
+        rung for rung in ladder.ladder(*args, **given) if rung.detector.name not in ("padim", "spade")][2:])
+    category = data.scan(make_category(train=10, good=good, bad=3), "pad")
+    whole, html = written(category if good else data.folders.Category("pad", category.train, category.test),
+                          tmp_path / "page", data.Preprocess(image_size=64), quick=True, trained=True)
+    names = {line.rung.title for line in whole.lines}
+    assert {"PatchCore", "SimpleNet", "EfficientAD"} <= names
+    assert "EfficientAD has a network of its own, pdn_small with bundled weights" in html
+    assert "SimpleNet has a network" not in html and "short training" in html
+    counts = {line.rung.title: line.pictures for line in whole.lines}
+    assert counts["PatchCore"] == ((good, 3) if good else (10, 3))
+    if not good:
+        assert counts["SimpleNet"] == (2, 3) and "n = 2 + 3" in html and np.isfinite(whole.optimism)

@@ -42,7 +42,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", command
     parser.add_argument("--out", metavar="DIR", help="folder for index.html and rows.csv (default: "
                         "outputs/study/CATEGORY)")
     parser.add_argument("--weights", default="imagenet", help="imagenet, bundled, random or a .safetensors file in "
-                        "torchvision's key names (default imagenet)")
+                        "torchvision's key names; EfficientAD has bundled ones of its own (default imagenet)")
     parser.add_argument("--backbone", default="resnet18", help="network (default resnet18)")
     parser.add_argument("--engine", default="eager", help="what runs it: eager, fast or int8 (default eager)")
     parser.add_argument("--tiles", type=converter(PAIR | None), help="columns x rows of tiles, such as 2x2 (default: "
@@ -138,10 +138,11 @@ def _study(args: argparse.Namespace) -> int:
                   tiles=args.tiles, budget_ms=args.budget, device=args.device, quick=args.quick, trained=args.trained,
                   seeds=args.seeds, batch_size=args.batch_size, pictures=args.pictures, threads=args.threads,
                   force=args.force)
-    written = page.write(whole, args.out or paths.outputs() / "study" / category.name, source=source(args),
+    asked = [*source(args), *(["--roi", args.roi] if isinstance(args.roi, str) else [])]
+    written = page.write(whole, args.out or paths.outputs() / "study" / category.name, source=asked,
                          weights=args.weights)
     print(f"{category.name}: {study_words.recommendation(whole)}\n"
-          f"{study_words.commands(whole, source(args), args.weights)}\nopen this page, it shows why: {written}")
+          f"{study_words.commands(whole, asked, args.weights)}\nopen this page, it shows why: {written}")
     if args.json:
         row = whole.table().iloc[whole.lines.index(whole.looked_at)].to_dict()
         print(json.dumps(results.plain(row | {"optimism": whole.optimism, "page": str(written)})))

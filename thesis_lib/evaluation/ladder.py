@@ -8,12 +8,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from thesis_lib.core.errors import ThesisError
-from thesis_lib.core.preprocess import DataError, Preprocess, in_pixels, read_rgb, rectangle
+from thesis_lib.core.preprocess import DataError, Preprocess, at_centres, in_pixels, read_rgb, rectangle, size_of
 from thesis_lib.data.folders import Category, squeezing
 from thesis_lib.evaluation import crossfit
 from thesis_lib.evaluation.crossfit import FOLDS
-from thesis_lib.methods.base import Detector
+from thesis_lib.methods.base import Detector, PatchDetector
 from thesis_lib.methods.efficientad import EfficientAD
 from thesis_lib.methods.padim import PaDiM
 from thesis_lib.methods.patchcore import PatchCore
@@ -99,7 +101,8 @@ def ladder(category: Category, preprocess: Preprocess, *, backbone: str = "resne
 
     def patchcore(prepared: Preprocess, level: int) -> Rung:
         detector = PatchCore(**given, layers=(level,), tiles=tiles)
-        bank = min(BANK, left * detector.shape(prepared.shape)[0])      # a fold's detector needs as many patches
+        # A fold's detector needs as many patches.
+        bank = min(BANK, left * max(1, _fewest(detector, prepared, category)))
         return _rung(replace(detector, bank=bank), prepared)
 
     levels = [level for level in LEVELS if _has(backbone, level)]
@@ -124,6 +127,10 @@ def usable(rungs: Sequence[Rung], category: Category) -> tuple[list[Rung], list[
         try:
             crossfit.check(rung.detector, category.train, rung.preprocess,
                            crossfit.plan(rung.detector, category.train))
+            if isinstance(rung.detector, PatchDetector) and not _fewest(rung.detector, rung.preprocess, category):
+                raise ThesisError("a picture has no patch whose middle lies inside; needs a larger picture or region")
+        except DataError:
+            raise
         except ThesisError as error:
             reasons.append(f"{rung.name} is left out: {error}.")
             errors.append(error)
@@ -161,6 +168,22 @@ def _scaled(preprocess: Preprocess, share: float) -> Preprocess:
 
     width, height = preprocess.resized
     return replace(preprocess, image_size=scaled(width) if width == height else (scaled(width), scaled(height)))
+
+
+def _fewest(detector: PatchDetector, preprocess: Preprocess, category: Category) -> int:
+    """Patches that count of the training picture that has the fewest of them."""
+    places, _ = detector.shape(preprocess.shape)
+    if not preprocess.masked:
+        return places
+    features = backbones.maps(detector.backbone, detector.levels, preprocess.shape)
+    grid = detector.embed_of()(features).grid
+    for size, path in {size_of(sample.path): sample.path for sample in category.train}.items():
+        try:
+            inside = preprocess.inside(size).astype(np.float32)
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from None
+        places = min(places, int((at_centres(inside[None], grid) > 0).sum()))
+    return places
 
 
 def _has(backbone: str, level: int) -> bool:

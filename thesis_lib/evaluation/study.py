@@ -16,7 +16,7 @@ import pandas as pd
 
 from thesis_lib.core.errors import ThesisError
 from thesis_lib.core.parameters import one_of
-from thesis_lib.core.preprocess import Preprocess
+from thesis_lib.core.preprocess import Preprocess, in_pixels
 from thesis_lib.data.folders import Category
 from thesis_lib.evaluation import wins
 from thesis_lib.evaluation.examined import Examined, examine
@@ -119,6 +119,10 @@ def study(category: Category, preprocess: Preprocess | None = None, *, backbone:
     log.info("study: a closer look at %s", looked_at.rung.name)
     close = examine(looked_at.rung.detector, category, looked_at.rung.preprocess,
                     steps=QUICK_STEPS if quick else STEPS, batch_size=batch_size, force=force)
+    if squeezed:
+        told, _, _ = squeezed.rpartition("; ")
+        squeezed = (f"{told}; the study has taken {in_pixels(shaped.shape)}{' padded' * (shaped.resize == 'pad')} and "
+                    f"sizes of that shape, and tried the square of {in_pixels(asked.shape)} beside them.")
     notes = _notes(category, squeezed, quick, trained) + _own_weights(lines, weights) + left_out
     return Study(category, tuple(lines), device, budget_ms, chosen, looked_at, reference, best, behind,
                  wins.optimism(won) if won else math.nan, close,
@@ -129,7 +133,7 @@ def _notes(category: Category, squeezed: str, quick: bool, trained: bool) -> lis
     """What a reader of the numbers should know beside them."""
     notes = []
     if squeezed:
-        notes.append(f"{squeezed}. The study has tried both.")
+        notes.append(squeezed)
     if category.cross_fitted:
         notes.append("There are no good test pictures. In each of five folds the good pictures that were held out and "
                      "all defective ones were scored by a detector that had learned from the other good ones; the "

@@ -167,4 +167,4 @@ def _percentiles(wins: Wins, resampled: np.ndarray) -> tuple[float, float]:
     if min(wins.won.shape) < 2:
         return math.nan, math.nan
     low, high = np.percentile(resampled, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
-    return float(low), float(high)
+    return round(float(low), 12), round(float(high), 12)        # sums of weights make 1 of 0.9999999999999997

@@ -77,16 +77,18 @@ def _comparison(study: Study) -> str:
     """AUROC against time, and the table behind it."""
     kept = study_figures.front(study.lines) if study.ranked else []
     marks = {id(line): "front" for line in kept}
-    auroc, here = "image AUROC (95 % interval)", "here: median (quartiles)"
+    counts = {line.pictures for line in study.lines}
+    alike = "".join(f", n = {good} + {bad}" for good, bad in counts) if len(counts) == 1 else ""
+    auroc, here = f"image AUROC (95 % interval){alike}", "here: median (quartiles)"
     lines = pd.DataFrame([{
-        "": number, "configuration": line.rung.name, auroc: _quality(line),
-        here: f"{milliseconds(line.here.ms)} ({study_words.spread(line.here.low, line.here.high)})",
-        "Pi 4B, predicted": _predicted(line),
+        "": number, "configuration": line.rung.name,
         "remark": ", ".join(filter(None, (
             "recommended" if study.ranked and line is study.chosen else "looked at" if line is study.looked_at else "",
             marks.get(id(line), ""),
-            "over the budget" if study.budget_ms is not None and not line.ms <= study.budget_ms else "")))}
-        for number, line in enumerate(study.lines, 1)])
+            "over the budget" if study.budget_ms is not None and not line.ms <= study.budget_ms else ""))),
+        auroc: _quality(line, not alike),
+        here: f"{milliseconds(line.here.ms)} ({study_words.spread(line.here.low, line.here.high)})",
+        "Pi 4B, predicted": _predicted(line)} for number, line in enumerate(study.lines, 1)])
     marked = study.lines.index(study.looked_at)
     if not study.ranked:
         return ("<h2>What was tried</h2><p>The cheapest stands first. Nothing is ranked: an AUROC needs defective "
@@ -100,9 +102,11 @@ def _comparison(study: Study) -> str:
             f"<h3>Choosing flatters</h3><p>{escape(study_words.optimistic(study))}</p>")
 
 
-def _quality(line: Line) -> str:
+def _quality(line: Line, counted: bool) -> str:
+    """AUROC with its interval, and on how many pictures where that is to be told."""
     good, defective = line.pictures
-    return f"{study_words.auroc(line.auroc, line.low, line.high)}, n = {good} + {defective}" if line.won else ""
+    told = f", n = {good} + {defective}" * counted
+    return f"{study_words.auroc(line.auroc, line.low, line.high)}{told}" if line.won else ""
 
 
 def _predicted(line: Line) -> str:

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from thesis_lib.core.preprocess import DataError, Preprocess
 from thesis_lib.data.pictures import load_image
@@ -50,9 +50,9 @@ def tradeoff(study: Study) -> Figure:
         axis.axvline(study.budget_ms, color=BAD, lw=1.2, ls="--", label=f"budget {study.budget_ms:g} ms")
     where = "predicted for a Raspberry Pi 4B" if study.device == "pi4" else "measured on this machine"
     axis.set(xscale="log", xlabel=f"milliseconds a picture, {where}", ylabel="image AUROC in %, 95 % interval")
-    for part in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
-        part(ScalarFormatter())
-    axis.tick_params(axis="x", which="both", labelsize=8)
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
     axis.grid(alpha=0.25)
     axis.legend(fontsize=8)
     _number(figure, axis, {number: (line.ms, 100 * line.auroc) for number, line in enumerate(study.lines, 1)

@@ -98,8 +98,11 @@ def commands(study: Study, source: Sequence[str], weights: str) -> str:
     """Lines for a shell: what exports the configuration looked at, or, where it has no bundle, what evaluates it."""
     line = study.looked_at
     method, first = line.rung.detector.name, "export" if line.rung.detector.name in BUNDLED else "evaluate"
+    prepared = line.rung.preprocess
+    if isinstance(prepared.roi, str) and "--roi" in source:     # the mask by its file, not by its pixels
+        prepared = dataclasses.replace(prepared, roi=None)
     options = [*source, "--weights", weights if method != "efficientad" else line.rung.detector.weights,
-               *changed(line.rung.detector), *changed(line.rung.preprocess)]
+               *changed(line.rung.detector), *changed(prepared)]
     text = f"thesis {first} {method} " + " ".join(shlex.quote(option) for option in options)
     if first == "evaluate":
         return text
