@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 STYLE = """
-body { font: 17px/1.5 system-ui, sans-serif; color: #222; max-width: 56rem; margin: 0 auto; padding: 0 1rem 2rem }
+body { font: 17px/1.5 system-ui, sans-serif; color: #222; max-width: 64rem; margin: 0 auto; padding: 0 1rem 2rem }
 h1, h2, h3 { line-height: 1.2 }
 h2 { margin-top: 2.2rem }
 .answer { border-left: .4rem solid #2f7d4f; background: #eef6f0; padding: .7rem 1rem; font-size: 1.1rem }

@@ -54,7 +54,7 @@ def tradeoff(study: Study) -> Figure:
     axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.grid(alpha=0.25)
-    axis.legend(fontsize=8)
+    figure.legend(fontsize=8, loc="outside lower center", ncols=3)
     _number(figure, axis, {number: (line.ms, 100 * line.auroc) for number, line in enumerate(study.lines, 1)
                            if not math.isnan(line.ms)})
     return figure
