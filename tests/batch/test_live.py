@@ -89,7 +89,7 @@ def test_in_a_terminal_one_line_changes(monkeypatch):
     screen = io.StringIO()
     screen.isatty = lambda: True
     monkeypatch.setattr(sys, "stdout", screen)
-    monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((30, 24)))
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda **_: os.terminal_size((30, 24)))
     board = live.Board(["01_one", "02_two"])
     board.at(2, "The pictures")
     board.at(1, "A long heading")
