@@ -16,6 +16,7 @@ from thesis_lib.core.errors import ThesisError
 from thesis_lib.core.preprocess import SUFFIXES
 from thesis_lib.data import synthetic
 from thesis_lib.evaluation.bars import thesis_bars
+from thesis_lib.evaluation.study import DEVICES
 from thesis_lib.evaluation.thesis import NETWORKS
 from thesis_lib.methods import trained
 from thesis_lib.networks import backbones, engines, patchnets, weightfiles
@@ -187,9 +188,10 @@ def test_listed_values_are_those_of_the_library(declared):
              "engine": set(engines.ENGINES), "precision": set(trained.PRECISIONS),
              "layers": set("1234"), "level": set("1234"), "pooled": set("01234"),
              "patch_sizes": set(map(str, patchnets.LAYERS)), "source": {"procedural", "nominal"},
-             "penalty": {"none", "procedural"}, "origin": {"own", "published"},
+             "penalty": {"none", "procedural"}, "origin": {"own", "published"}, "device": set(DEVICES),
              "sizes": {name.removeprefix("ConvNeXt-") for name in NETWORKS if "ConvNeXt" in name}}
-    whole = {"engine", "precision", "layers", "level", "pooled", "patch_sizes", "source", "penalty", "origin", "sizes"}
+    whole = {"engine", "precision", "layers", "level", "pooled", "patch_sizes", "source", "penalty", "origin", "sizes",
+             "device"}
     for name, (_, _, comment) in declared.items():
         words, in_words = choices(comment)
         if name in known:
