@@ -285,7 +285,7 @@ def test_pictures_of_several_shapes_score_alike_however_they_are_read(name, mixe
         loaded.predict(test[:, :3])
 
 
-@pytest.mark.parametrize("name", set(METHODS) - set(IN_PARTS))
+@pytest.mark.parametrize("name", sorted(set(METHODS) - set(IN_PARTS)))
 def test_methods_that_take_whole_pictures_say_so_before_one_is_read(name, lying, counted, monkeypatch):
     kind, read = counted
     monkeypatch.setattr(scores, "Pictures", kind)
