@@ -441,13 +441,16 @@ def test_killed_and_started_again_without_torch_it_ends_cleanly_on_sigterm(origi
     process, read = start()
     assert "heartbeat" in read()
     shutil.copy(good, folder / "a.png")
-    assert read()["verdict"] == "OK"
+    first = read()
+    assert first["verdict"] == "OK"
     process.kill()
     process.communicate()
     shutil.copy(hole, folder / "b.png")
     process, read = start()
     assert "heartbeat" in read()
     found = read()
+    if found == first:                  # killed after it was told and before that was noted: told once more
+        found = read()
     assert (found["picture"], found["verdict"], list(found)) == (str(folder / "b.png"), "anomalous", KEYS)
     process.send_signal(signal.SIGTERM)
     assert process.communicate(timeout=20)[0] == "[0]\n" and process.returncode == 0
