@@ -1,5 +1,6 @@
 """Folders of its own for every test, and tiny pictures made with numpy and Pillow."""
 
+import fcntl
 import shutil
 from types import SimpleNamespace
 
@@ -58,9 +59,16 @@ def networks_built_once():
 
 
 @pytest.fixture(scope="session")
-def demo_data(tmp_path_factory):
-    """The whole generated set, written once per session: root/demo."""
-    return synthetic.write(tmp_path_factory.mktemp("generated") / "demo")
+def demo_data(tmp_path_factory, worker_id):
+    """The whole generated set, written once per session: root/demo. Test processes side by side share it."""
+    own = tmp_path_factory.getbasetemp()
+    root = (own if worker_id == "master" else own.parent) / "generated"
+    with open(root.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)        # until the file is closed
+        if not root.is_dir():
+            synthetic.write(own / "partial" / "demo")
+            (own / "partial").rename(root)
+    return root / "demo"
 
 
 @pytest.fixture
