@@ -57,6 +57,7 @@ def test_a_file_holds_its_recipe_and_belongs_to_its_row(name, loaded, published)
     assert row["training.steps"][-1] == detector.card_["steps"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY)
 @torch.no_grad()
 def test_a_file_gives_the_scores_of_its_row(name, loaded, published, demo_data):
