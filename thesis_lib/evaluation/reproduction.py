@@ -27,8 +27,8 @@ from thesis_lib.patches.transforms import ACTIVATIONS, SCALINGS
 
 log = logging.getLogger("thesis_lib")
 SEEDS = 5
-# Seconds of one core per GFLOP of `work`, measured on `pill` with one thread of a Xeon with bf16 units. A greedy choice
-# looks at few patches for most of its rows; the covariances are float64.
+# Seconds of one core per GFLOP of `work`, measured on `pill` with one thread of an AMD EPYC with bf16 units. A greedy
+# choice looks at few patches for most of its rows; the covariances are float64.
 RATES = {"patchcore": 0.012, "padim": 0.17, "spade": 0.0}
 PICTURE = 0.015         # seconds of one core per picture and configuration: reading maps, embedding, metrics
 GRID = tuple(f"{kind}_k{k}_s{s}_p{p}" for kind, k, s, p in itertools.product(
