@@ -8,7 +8,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,10 +58,17 @@ def patchcore(layers: Sequence[int] | None = (2, 3), preprocess: Preprocess | No
     return Side("patchcore", usual | changes, preprocess or Preprocess())
 
 
+def usual() -> dict[str, Side]:
+    """By method the configuration that others of it are held against."""
+    channels = {"layers": (1, 2, 3), "embedding": "identity", "backbone": "resnet18"}
+    return {"patchcore": patchcore(), "padim": Side("padim", channels | {"channels": 100}),
+            "spade": Side("spade", channels | {"k": 50, "search": "faiss"})}
+
+
 def parts() -> dict[str, Part]:
     """By name, in the order of measuring."""
     cropped, lanczos = Preprocess(crop=224), Preprocess(interpolation="lanczos")
-    channels = {"layers": (1, 2, 3), "embedding": "identity", "backbone": "resnet18"}
+    padim, spade = usual()["padim"], usual()["spade"]
     original = [patchcore(embedding="original_d256", bank=bank) for bank in ("0.1%", 1000, "1%")]
     transforms = {name: tuple(
         patchcore(layers, backbone=backbone, tap="preactivation", activation=activation, scaling=scaling)
@@ -74,10 +81,13 @@ def parts() -> dict[str, Part]:
     return {
         "levels": Part("Fig. 3.4 and 3.5", tuple(
             patchcore(layers) for layers in ((2, 3), (2,), (3,), (1, 2, 3), (1, 3), (1, 2), (1,))), True),
-        "padim": Part("sec. 2.7, 100 channels", (Side("padim", channels | {"channels": 100}),), True),
-        "spade": Part("sec. 2.6", tuple(Side("spade", channels | {"k": k, "search": "faiss"}) for k in (50, 1, 5, 10))),
+        "padim": Part("sec. 2.7, 100 channels", (padim,), True),
+        "spade": Part("sec. 2.6", tuple(
+            replace(spade, parameters={**spade.parameters, "k": k}) for k in (50, 1, 5, 10))),
         "resnet34": Part("Fig. 3.7 and 3.8, without level 3", tuple(
             patchcore(layers, backbone="resnet34") for layers in ((1,), (2,), (1, 2)))),
+        "pixels": Part("pixel AUROC and PRO beside published ones", (
+            patchcore(), padim, patchcore(preprocess=cropped), replace(padim, preprocess=cropped)), True),
         "input": Part("crop and interpolation of the author's code", tuple(
             patchcore(layers, preprocess) for preprocess in (cropped, lanczos) for layers in ((2,), (2, 3)))),
         "pooling_level_3": Part("Fig. 3.14 to 3.19: the whole grid, ResNet-18", tuple(
@@ -98,7 +108,12 @@ def parts() -> dict[str, Part]:
         "transforms_34_2": Part("Fig. 3.23", transforms["34_2"]),
         "pdn": Part("Fig. 3.9", (patchcore(None, backbone="pdn_small", embedding="identity"),)),
         "padim_all": Part("sec. 2.7, 200 and all channels", tuple(
-            Side("padim", channels | {"channels": count}) for count in (200, None))),
+            replace(padim, parameters={**padim.parameters, "channels": count}) for count in (200, None))),
+        "others": Part("settings of other implementations, and larger pictures", (
+            replace(padim, preprocess=Preprocess(crop=224, interpolation="lanczos")),
+            replace(spade, parameters={**spade.parameters, "k": 5}, preprocess=cropped),
+            patchcore(preprocess=Preprocess(image_size=320)),
+            patchcore(preprocess=cropped, bank="10%", score="reweighted", neighbours=9)), True),
         "original_large": Part("Fig. 3.2, 10 % and 100 %", tuple(
             patchcore(embedding="original_d256", bank=bank) for bank in ("10%", "100%"))),
         "published_large": Part("the same, the largest of them", (
