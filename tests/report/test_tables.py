@@ -7,10 +7,10 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from thesis_lib.core import paths
-from thesis_lib.evaluation import metrics
+from thesis_lib.evaluation import compact, literature, metrics, statements, verdicts
 from thesis_lib.evaluation.statements import Pair, Side, Statement
 from thesis_lib.evaluation.thesis import STAGES, bars_of
-from thesis_lib.evaluation.verdicts import TOGETHER, Difference, Verdict
+from thesis_lib.evaluation.verdicts import NOT_MEASURED, TOGETHER, Difference, Scored, Verdict, records
 from thesis_lib.report import tables
 
 LABELS = [0, 0, 0, 1, 1, 1]
@@ -268,8 +268,48 @@ def test_verdicts_beside_the_thesis():
     pairs = Pair(two, three, 1.88), Pair(two, both), Pair(two, pooled)
     stated = Statement("levels", "3.5.2", "level 2 is best", "direction", pairs)
     differences = [Difference(pairs[0], on, 1.0, -0.5, 2.0, 0.5, "open") for on in (TOGETHER, "pill")]
-    table = tables.verdicts([Verdict(stated, "open", tuple(differences), ("pill",), ("id",))])
+    scored = {(side.id, "pill"): Scored(np.array(LABELS), np.array(SCORES), ("id",)) for side in (two, three)}
+    found = pd.DataFrame(records([Verdict(stated, "open", tuple(differences), ("pill",), ("id",))], scored))
+    table = tables.verdicts(found)
     assert table["pair"].tolist() == ["layers 2 | layers 3", "layers 2 | layers 2+3",
                                       "layers 2: embedding avg_k3_s1_p1 | embedding identity"]
-    assert list(table)[-3:] == ["pill", TOGETHER, "verdict"] and table["thesis"].isna().tolist() == [False, True, True]
+    assert list(table)[-3:] == ["pill", TOGETHER, "verdict"] and table["thesis"].tolist() == ["+1.88", "", ""]
     assert table.loc[0, "pill"] == "+1.00 (-0.50 to +2.00)"
+    assert found["rows_one"].tolist() == ["id", "", "", ""] and len(found.loc[0, "scores_two"]) == 12
+    assert tables.counted(found) == ("1 of 1 statements of chapters 2 and 3 can be judged by these rows, on pill: "
+                                     "0 hold, 0 are contradicted, 1 are open.")
+
+
+def test_verdicts_that_nobody_has_measured(monkeypatch, tmp_path):
+    """Nothing published: every statement is there, without a number, and the sentence says so."""
+    monkeypatch.setattr(paths, "published", lambda: tmp_path)
+    found = tables.published_verdicts()
+    assert set(found["verdict"]) == {NOT_MEASURED} and found["points"].isna().all()
+    assert tables.counted(found) == (f"0 of {len(statements.statements())} statements of chapters 2 and 3 can be "
+                                     "judged by these rows.")
+    assert len(tables.verdicts(found)) == len(found) and tables.published_lines() == []
+    assert tables.literature(literature.beside({})).xs(literature.HERE, level="who").eq(NOT_MEASURED).all(axis=None)
+
+
+def test_what_ships_is_judged_as_its_file_says():
+    """Verdicts among the published rows are those of the scores beside them, and README tells them."""
+    found = tables.published_verdicts()
+    assert tables.counted(found) in " ".join((paths.root() / "README.md").read_text(encoding="utf-8").split())
+    if (paths.published() / compact.VERDICTS).is_file():
+        scored = compact.read(paths.published() / f"{compact.NAME}.jsonl")
+        measured = {one.id for one in statements.statements() if verdicts._sets(one, scored)}
+        assert measured == set(found.loc[found["verdict"] != NOT_MEASURED, "statement"])
+
+
+@pytest.mark.slow
+def test_what_ships_is_judged_again_from_what_ships_alone():
+    found = tables.published_verdicts()
+    file = paths.published() / f"{compact.NAME}.jsonl"
+    if not file.is_file():
+        pytest.skip("no such rows are published yet")
+    scored = compact.read(file)
+    again = pd.DataFrame(records(verdicts.judge(statements.statements(), scored), scored))
+    assert again["verdict"].tolist() == found["verdict"].tolist()
+    numbers = ["points", "low", "high"]
+    np.testing.assert_allclose(again[numbers].astype(float), found[numbers], atol=1e-3)
+    assert again["scores_one"].tolist() == found["scores_one"].tolist()
