@@ -27,8 +27,8 @@ from thesis_lib.patches.transforms import ACTIVATIONS, SCALINGS
 
 log = logging.getLogger("thesis_lib")
 SEEDS = 5
-# Seconds of one core per GFLOP of `work`, measured on four sets with one thread of an AMD EPYC with bf16 units. A greedy
-# choice looks at few patches for most of its rows; the covariances are float64.
+# Seconds of one core per GFLOP of `work`, measured on four sets with one thread of an AMD EPYC with bf16 units. A
+# greedy choice looks at few patches for most of its rows; the covariances are float64.
 RATES = {"patchcore": 0.0095, "padim": 0.085, "spade": 0.0}
 PICTURE = 0.003         # seconds of one core per picture and configuration: reading maps, embedding, metrics
 NETWORK = 0.025         # the same where a network sees the pictures for the first time; later its maps are read
@@ -183,13 +183,18 @@ def stored(task: Task, weights: Callable[[str], str], seeds: int = SEEDS) -> lis
     return rows
 
 
-def seconds(waiting: Sequence[Task]) -> float:
+def seconds(waiting: Iterable[Task]) -> float:
     """Of one core, for these: a rough guess."""
-    pictures = {task.category.name: len(task.category.train) + len(task.category.test) for task in waiting}
-    seen = {(task.category.name, task.side.preprocess, task.side.backbone,
-             *(task.side.parameters.get(name) for name in ("tap", "engine"))) for task in waiting}
-    return (sum(RATES[task.side.method] * work(task) + PICTURE * pictures[task.category.name] for task in waiting)
-            + NETWORK * sum(pictures[name] for name, *_ in seen))
+    whole, seen = 0.0, set()
+    for task in waiting:
+        pictures = len(task.category.train) + len(task.category.test)
+        whole += RATES[task.side.method] * work(task) + PICTURE * pictures
+        given = task.side.parameters
+        maps = task.category.name, task.side.preprocess, task.side.backbone, given.get("tap"), given.get("engine")
+        if maps not in seen:
+            seen.add(maps)
+            whole += NETWORK * pictures
+    return whole
 
 
 def reproduce(waiting: Sequence[Task], weights: Callable[[str], str], *,
