@@ -1,16 +1,20 @@
 """The thesis' values as printed, and measured ones beside them."""
 
+import dataclasses
+
 import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from thesis_lib.core import paths
+from thesis_lib.core import files, paths, results
 from thesis_lib.evaluation import compact, literature, metrics, statements, verdicts
+from thesis_lib.evaluation.scores import evaluate
 from thesis_lib.evaluation.statements import Pair, Side, Statement
 from thesis_lib.evaluation.thesis import STAGES, bars_of
 from thesis_lib.evaluation.verdicts import NOT_MEASURED, TOGETHER, Difference, Scored, Verdict, records
+from thesis_lib.methods import PatchCore
 from thesis_lib.report import tables
 
 LABELS = [0, 0, 0, 1, 1, 1]
@@ -139,6 +143,24 @@ def test_published_rows_are_summed_up_over_banks(monkeypatch):
     assert table.loc[("screw", "imagenet", "1")].tolist() == pytest.approx([60, 60, 60, 1])
     assert len(table) == 2
     assert tables.published(["layers"], embedding="avg_k3_s1_p1").empty
+
+
+def test_published_lines_of_several_banks_count_each_bank_once(monkeypatch, pad, small, tmp_path):
+    """A line counts as its banks, unless they are there as rows, too, or it was prepared otherwise."""
+    detector = PatchCore(layers=(1,), bank=9, embedding="identity", weights="random", search="faiss")
+    usual = dataclasses.replace(small, image_size=256)
+    for prepared in (usual, dataclasses.replace(usual, crop=224)):
+        evaluate(detector, pad, prepared, seeds=3, pixels=False)
+    rows = [row for file in sorted(paths.results().glob("*.json")) for row in results.read(file)]
+    (file, *_) = compact.write(rows, tmp_path / "shipped")
+    cropped = [row for row in rows if row["preprocess"]["crop"]]
+    one = next(row for row in rows if row not in cropped and row["seed"] == 2)
+    files.write(tmp_path / "shipped" / "before.jsonl", results.line(one))
+    monkeypatch.setattr(paths, "published", lambda: file.parent)
+    table = tables.published(["layers"], bank=9)
+    assert table["banks"].tolist() == [3]
+    aurocs = [100 * row["image_auroc"] for row in rows if row not in cropped]
+    assert table["AUROC %"].tolist() == pytest.approx([np.mean(aurocs)], abs=1e-3)
 
 
 def test_pareto_keeps_what_nothing_beats():

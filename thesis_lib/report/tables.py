@@ -6,6 +6,7 @@ Rows of `core.results` go in, as `evaluation` returns them or as they lie on dis
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pandas as pd
 
 from thesis_lib.core import paths, results
 from thesis_lib.core.errors import ThesisError
+from thesis_lib.core.preprocess import Preprocess
 from thesis_lib.evaluation import compact, metrics
 from thesis_lib.evaluation.literature import HERE
 from thesis_lib.evaluation.statements import statements
@@ -199,7 +201,8 @@ def published(by: Sequence[str], **fixed: str) -> pd.DataFrame:
     parameter that came after a row was measured has its default there.
     """
     rows = all_rows()
-    rows = rows[(rows["origin"] == "published") & (rows["kind"] == "auroc") & (rows["method"] == "patchcore")]
+    rows = rows[(rows["origin"] == "published") & (rows["method"] == "patchcore")]
+    rows = _each_bank(rows[rows["kind"].isin(["auroc", compact.KIND])])
     auroc, category, weights = 100 * rows["image_auroc"], rows["category"], rows["weights.source"]
     rows = rows.filter(like="parameters.").rename(columns=lambda name: name.removeprefix("parameters."))
     rows = rows.assign(layers=["+".join(map(str, levels)) for levels in rows["layers"]], auroc=auroc,
@@ -211,6 +214,19 @@ def published(by: Sequence[str], **fixed: str) -> pd.DataFrame:
             rows = rows[rows[name].isna() | (rows[name] == value)]
     table = rows.groupby(["category", "weights", *by], sort=False)["auroc"].agg(["mean", "min", "max", "count"])
     return table.set_axis(["AUROC %", "lowest bank", "highest bank", "banks"], axis=1)
+
+
+def _each_bank(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of single banks, and lines of `compact` with the usual preprocessing and search as such; each bank once."""
+    several = rows["kind"] == compact.KIND
+    if several.any():
+        usual = {f"preprocess.{name}": value for name, value in asdict(Preprocess()).items() if name != "levels"}
+        lines = rows[several & (rows["parameters.search"] == "faiss")]
+        for name, value in usual.items():
+            lines = lines[lines[name].isna() if value is None else lines[name] == value]
+        lines = lines.drop(columns="seed").explode(["image_auroc", "seeds"]).rename(columns={"seeds": "seed"})
+        rows = pd.concat([rows[~several], lines]).drop_duplicates(["configuration", "category", "seed"])
+    return rows.assign(image_auroc=rows["image_auroc"].astype(float))
 
 
 def halves(figure: str, table: pd.DataFrame, times: Mapping[str, dict], on: str,
