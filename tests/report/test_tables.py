@@ -321,6 +321,8 @@ def test_what_ships_is_judged_as_its_file_says():
         scored = compact.read(paths.published() / f"{compact.NAME}.jsonl")
         measured = {one.id for one in statements.statements() if verdicts._sets(one, scored)}
         assert measured == set(found.loc[found["verdict"] != NOT_MEASURED, "statement"])
+        for kind in (f"{compact.NAME}.jsonl", f"{compact.NAME}_*.npz"):
+            assert sum(file.stat().st_size for file in paths.published().glob(kind)) <= 3e6
 
 
 @pytest.mark.slow

@@ -114,7 +114,7 @@ def parts() -> dict[str, Part]:
         "others": Part("settings of other implementations, and larger pictures", (
             replace(padim, preprocess=Preprocess(crop=224, interpolation="lanczos")),
             replace(spade, parameters={**spade.parameters, "k": 5}, preprocess=cropped),
-            patchcore(preprocess=Preprocess(image_size=320)),
+            patchcore(preprocess=Preprocess(image_size=320)), patchcore(preprocess=cropped, bank="1%"),
             patchcore(preprocess=cropped, bank="10%", score="reweighted", neighbours=9)), True),
         "original_large": Part("Fig. 3.2, 10 % and 100 %", tuple(
             patchcore(embedding="original_d256", bank=bank) for bank in ("10%", "100%"))),
