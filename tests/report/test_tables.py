@@ -128,7 +128,9 @@ def test_a_bar_that_was_only_timed_says_what_it_needs():
     assert list(measured.columns) == [*STAGES, "AUROC pad"]
 
 
-def test_published_rows_are_summed_up_over_banks(monkeypatch):
+def test_published_rows_are_summed_up_over_banks(monkeypatch, tmp_path):
+    monkeypatch.setattr(paths, "published", lambda: tmp_path)
+
     def row(seed, auroc, **parameters):
         return {"kind": "auroc", "method": "patchcore", "origin": "published", "category": "screw", "seed": seed,
                 "weights.source": "imagenet", "image_auroc": auroc, "parameters.layers": [2, 3],

@@ -29,7 +29,8 @@ NO_INTERVAL = "none: one kind has a single picture"
 
 def all_rows() -> pd.DataFrame:
     """All rows measured here and those published with the project, one line each, nested facts as `parameters.layers`;
-    `origin` is own or published. Raises ThesisError naming a file that is no row.
+    `origin` is own or published. Raises ThesisError naming a file that is no row. Lines of several banks are none: see
+    `published_lines`.
     """
     published = paths.published()
     files = [file for file in sorted(paths.results().rglob("*.json*")) if published not in file.parents]
@@ -38,7 +39,7 @@ def all_rows() -> pd.DataFrame:
     for file in files:
         if file.suffix in (".json", ".jsonl"):
             origin = "published" if published in file.parents else "own"
-            rows += [row | {"origin": origin} for row in results.read(file)]
+            rows += [row | {"origin": origin} for row in results.read(file) if row["kind"] != compact.KIND]
     return pd.json_normalize(rows)
 
 
@@ -201,8 +202,8 @@ def published(by: Sequence[str], **fixed: str) -> pd.DataFrame:
     parameter that came after a row was measured has its default there.
     """
     rows = all_rows()
-    rows = rows[(rows["origin"] == "published") & (rows["method"] == "patchcore")]
-    rows = _each_bank(rows[rows["kind"].isin(["auroc", compact.KIND])])
+    rows = rows[(rows["origin"] == "published") & (rows["kind"] == "auroc") & (rows["method"] == "patchcore")]
+    rows = _with_lines(rows, pd.json_normalize([row for row in published_lines() if row["method"] == "patchcore"]))
     auroc, category, weights = 100 * rows["image_auroc"], rows["category"], rows["weights.source"]
     rows = rows.filter(like="parameters.").rename(columns=lambda name: name.removeprefix("parameters."))
     rows = rows.assign(layers=["+".join(map(str, levels)) for levels in rows["layers"]], auroc=auroc,
@@ -216,17 +217,16 @@ def published(by: Sequence[str], **fixed: str) -> pd.DataFrame:
     return table.set_axis(["AUROC %", "lowest bank", "highest bank", "banks"], axis=1)
 
 
-def _each_bank(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of single banks, and lines of `compact` with the usual preprocessing and search as such; each bank once."""
-    several = rows["kind"] == compact.KIND
-    if several.any():
-        usual = {f"preprocess.{name}": value for name, value in asdict(Preprocess()).items() if name != "levels"}
-        lines = rows[several & (rows["parameters.search"] == "faiss")]
-        for name, value in usual.items():
-            lines = lines[lines[name].isna() if value is None else lines[name] == value]
-        lines = lines.drop(columns="seed").explode(["image_auroc", "seeds"]).rename(columns={"seeds": "seed"})
-        rows = pd.concat([rows[~several], lines]).drop_duplicates(["configuration", "category", "seed"])
-    return rows.assign(image_auroc=rows["image_auroc"].astype(float))
+def _with_lines(rows: pd.DataFrame, lines: pd.DataFrame) -> pd.DataFrame:
+    """Rows of single banks, and those of lines of `compact` with the usual preprocessing and search; each bank once."""
+    if lines.empty:
+        return rows
+    lines = lines[lines["parameters.search"] == "faiss"]
+    for name, value in asdict(Preprocess()).items():
+        given = lines[f"preprocess.{name}"]
+        lines = lines[given.isna() if value is None else (given == value) | (name == "levels")]
+    lines = lines.explode(["image_auroc", "seeds"]).rename(columns={"seeds": "seed"}).astype({"image_auroc": float})
+    return pd.concat([rows, lines]).drop_duplicates(["configuration", "category", "seed"])
 
 
 def halves(figure: str, table: pd.DataFrame, times: Mapping[str, dict], on: str,
