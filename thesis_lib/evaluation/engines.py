@@ -54,7 +54,8 @@ def published() -> pd.DataFrame:
     return pd.DataFrame([
         {"series": name} | {field: told for field, told in series.items() if field != "times"}
         | {"network": network, "size": content["networks"][network]["size"], "ms": float(ms)}
-        for name, series in content["series"].items() for network, ms in series["times"].items()])
+        for name, series in content["series"].items() for network, ms in series["times"].items()]
+    ).astype({"threads": "Int64"})
 
 
 def work_of(network: str) -> Work | None:
