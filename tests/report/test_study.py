@@ -170,7 +170,8 @@ def test_tiles_and_a_pi(elongated, tmp_path):
                           device="pi4", budget_ms=5000)
     assert whole.looked_at.rung.detector.tiles == (1, 2) and "--tiles 1x2" in html
     assert whole.chosen.ms == whole.chosen.pi4.ms and "predicted on a Raspberry Pi 4B" in html
-    assert whole.chosen.pi4.low < whole.chosen.ms < whole.chosen.pi4.high and "wrong by a factor of up to" in html
+    assert whole.chosen.pi4.low < whole.chosen.ms < whole.chosen.pi4.high
+    assert "13 networks that others timed there" in html and "cannot tell apart" in html
     assert "Nothing that was tried keeps the budget" in written(
         elongated, tmp_path / "page", data.Preprocess(image_size=96), quick=True, tiles=(1, 2), device="pi4",
         budget_ms=0.001)[1]
