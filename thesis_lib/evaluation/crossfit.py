@@ -133,7 +133,8 @@ def left_out(detector: Detector, network: backbones.Backbone | engines.Exported,
     if isinstance(detector, PaDiM) and not (maps.preprocess and maps.preprocess.masked):
         copy = replace(detector)
         heat = gaussians.left_out(copy, copy.gather_nominal(joined(maps, added)), folds)
-        yield tuple(sorted(itertools.chain.from_iterable(folds))), [Prediction(blur(heat, detector.sigma).flatten(1).amax(dim=1), heat)]
+        scores = blur(heat, detector.sigma).flatten(1).amax(dim=1)
+        yield tuple(sorted(itertools.chain.from_iterable(folds))), [Prediction(scores, heat)]
         return
     for learner, part in fitted_folds(detector, network, maps, folds, added):
         yield part.numbers, predictions(learner, part)
