@@ -117,8 +117,7 @@ def test_numbers_of_a_figure_cover_neither_each_other_nor_a_point(make_category,
 
 def test_a_number_and_its_unit_stay_together(make_category, tmp_path):
     whole = study.study(data.scan(make_category(train=6, good=3, bad=3), "pad"), data.Preprocess(image_size=64),
-                        quick=True,
-                  **ASKED)
+                        quick=True, **ASKED)
     html = page.write(whole, tmp_path / "page").read_text()
     assert not re.search(r"\d (ms|%)", html) and re.search("\\d\u00a0ms", html)
     times = whole.looked_at.here
