@@ -48,7 +48,7 @@ def test_constraints_satisfy_the_project(pyproject):
 
 
 def test_torch_and_torchvision_have_upper_bounds(pyproject):
-    bounded = [one for one in wanted(pyproject, "full") if one.name in ("torch", "torchvision")]
+    bounded = [one for one in wanted(pyproject, "full") if one.name in ("torch", "torchvision") and not one.marker]
     assert len(bounded) == 2
     assert all(any(bound.operator == "<" for bound in one.specifier) for one in bounded)
 
@@ -60,10 +60,24 @@ def test_every_python_from_3_11_on_is_taken(pyproject):
 
 
 def test_what_is_said_of_torch_on_a_pi_is_of_versions_that_the_project_takes(pyproject):
-    (torch,) = [one for one in wanted(pyproject, "full") if one.name == "torch"]
+    (torch,) = [one for one in wanted(pyproject, "full") if one.name == "torch" and not one.marker]
     for text in (doctor.ADVICE, (ROOT / "docs/guides/troubleshooting.md").read_text(encoding="utf-8")):
         named = re.findall(r"\b2\.\d+\.\d+\b", text)
         assert named and all(version in torch.specifier for version in named), named
+        assert set(named) == set(doctor.DYING["torch"])
+
+
+def test_what_dies_on_a_pi_is_not_installed_on_64_bit_arm_and_is_not_pinned(pyproject):
+    """torch stays free elsewhere, where nothing is wrong with these versions."""
+    for package, versions in doctor.DYING.items():
+        asked = {machine: [one.specifier for one in wanted(pyproject, *pyproject["optional-dependencies"])
+                           if one.name == package
+                           and (one.marker is None or one.marker.evaluate({"platform_machine": machine}))]
+                 for machine in ("aarch64", "x86_64")}
+        for version in versions:
+            assert not all(version in one for one in asked["aarch64"])
+            assert all(version in one for one in asked["x86_64"]) == (package == "torch")
+            assert version not in pins()[package].specifier
 
 
 def test_a_device_gets_five_packages_and_the_others_get_all(pyproject):
