@@ -28,8 +28,8 @@ CHECKS = {
 # Package -> versions whose wheels are known to die of an illegal instruction on a Raspberry Pi 4.
 DYING = {"torch": ("2.4.0", "2.6.0", "2.10.0"), "onnxruntime": ("1.21.0",)}
 NO_TORCH = "a device needs no torch: measure and detect with a bundle of `thesis export` (docs/guides/device.md)"
-ADVICE = (f"; {NO_TORCH}. Known on a Raspberry Pi 4 of the wheels of torch {', '.join(DYING['torch'])}; others have not "
-          "been tried there")
+ADVICE = (f"; {NO_TORCH}. Known on a Raspberry Pi 4 of the wheels of torch {', '.join(DYING['torch'])}; others have "
+          "not been tried there")
 
 
 def examine() -> bool:
