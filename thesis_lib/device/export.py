@@ -79,6 +79,9 @@ def export(detector: Detector, category: Category, preprocess: Preprocess, folde
     Raises ExportError for what a device cannot do, and BundleError where the finished bundle scores differently.
     """
     folder = Path(folder)
+    if type(detector) not in KNOWN:
+        raise ExportError(f"{detector.name}: has no bundle, as {WITHOUT[detector.name]}; needs "
+                          f"{', '.join(method.name for method in KNOWN)}")
     preprocess = preprocess.decided(category.train)
     planned = crossfit.plan(detector, category.train, order)
     crossfit.check_asked(category, planned, detector, false_alarms, recall)
@@ -158,9 +161,6 @@ def export(detector: Detector, category: Category, preprocess: Preprocess, folde
 def _check(detector: Detector, category: Category, preprocess: Preprocess, folder: Path,
            planned: crossfit.Plan) -> Callable[..., Iterator[tuple[str, Made]]]:
     """What makes the parts of this method; what can be refused is refused before a picture is read."""
-    if type(detector) not in KNOWN:
-        raise ExportError(f"{detector.name}: has no bundle, as {WITHOUT[detector.name]}; needs "
-                          f"{', '.join(method.name for method in KNOWN)}")
     rule = getattr(detector, "score", "max")
     if rule not in bundle.SCORES:
         raise ExportError(f"score={rule}: a device knows {', '.join(bundle.SCORES)} only")
