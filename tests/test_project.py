@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.tags import compatible_tags, cpython_tags
+from packaging.utils import parse_wheel_filename
 from packaging.version import Version
 
 from thesis_lib.commands import doctor
@@ -48,7 +50,7 @@ def test_constraints_satisfy_the_project(pyproject):
 
 
 def test_torch_and_torchvision_have_upper_bounds(pyproject):
-    bounded = [one for one in wanted(pyproject, "full") if one.name in ("torch", "torchvision")]
+    bounded = [one for one in wanted(pyproject, "full") if one.name in ("torch", "torchvision") and not one.marker]
     assert len(bounded) == 2
     assert all(any(bound.operator == "<" for bound in one.specifier) for one in bounded)
 
@@ -60,10 +62,51 @@ def test_every_python_from_3_11_on_is_taken(pyproject):
 
 
 def test_what_is_said_of_torch_on_a_pi_is_of_versions_that_the_project_takes(pyproject):
-    (torch,) = [one for one in wanted(pyproject, "full") if one.name == "torch"]
+    (torch,) = [one for one in wanted(pyproject, "full") if one.name == "torch" and not one.marker]
     for text in (doctor.ADVICE, (ROOT / "docs/guides/troubleshooting.md").read_text(encoding="utf-8")):
         named = re.findall(r"\b2\.\d+\.\d+\b", text)
         assert named and all(version in torch.specifier for version in named), named
+        assert set(named) == set(doctor.DYING["torch"])
+
+
+def test_what_dies_on_a_pi_is_not_installed_on_64_bit_arm_and_is_not_pinned(pyproject):
+    """torch stays free elsewhere, where nothing is wrong with these versions."""
+    for package, versions in doctor.DYING.items():
+        asked = {machine: [one.specifier for one in wanted(pyproject, *pyproject["optional-dependencies"])
+                           if one.name == package
+                           and (one.marker is None or one.marker.evaluate({"platform_machine": machine}))]
+                 for machine in ("aarch64", "x86_64")}
+        for version in versions:
+            assert not all(version in one for one in asked["aarch64"])
+            assert all(version in one for one in asked["x86_64"]) == (package == "torch")
+            assert version not in pins()[package].specifier
+
+
+# What pip found for a device on Linux aarch64: `pip download --no-deps --only-binary=:all: --python-version 3.13
+# --platform manylinux_2_28_aarch64`, also with manylinux_2_17, and for 3.11, 3.12 and 3.14. {cp} is cp311 to cp314.
+WHEELS = {
+    "numpy": "numpy-2.4.6-{cp}-{cp}-manylinux_2_27_aarch64.manylinux_2_28_aarch64.whl",
+    "pillow": "pillow-13.0.0-{cp}-{cp}-manylinux_2_27_aarch64.manylinux_2_28_aarch64.whl",
+    "psutil": "psutil-7.2.2-cp36-abi3-manylinux2014_aarch64.manylinux_2_17_aarch64.manylinux_2_28_aarch64.whl",
+    "onnxruntime": "onnxruntime-1.32.0-{cp}-{cp}-manylinux_2_28_aarch64.whl",
+    "threadpoolctl": "threadpoolctl-3.8.0-py3-none-any.whl",
+    "flatbuffers": "flatbuffers-25.12.19-py2.py3-none-any.whl",
+    "protobuf": "protobuf-7.36.2-cp310-abi3-manylinux2014_aarch64.whl",
+    "packaging": "packaging-26.3-py3-none-any.whl"}
+
+
+@pytest.mark.parametrize("minor", [11, 12, 13, 14])
+def test_what_a_device_installs_has_a_wheel_for_it(pyproject, minor):
+    """Whoever moves a pin asks pip anew, on all four Pythons, and changes the name here. glibc 2.28 is older than any
+    64-bit Raspberry Pi OS that brings Python 3.11.
+    """
+    device = {"numpy", "pillow", "psutil", "onnxruntime", "threadpoolctl"}
+    assert device == {one.name for one in wanted(pyproject, "device")} and device <= set(WHEELS)
+    platforms = [f"manylinux_2_{glibc}_aarch64" for glibc in range(28, 16, -1)] + ["manylinux2014_aarch64"]
+    fits = {*cpython_tags((3, minor), platforms=platforms), *compatible_tags((3, minor), platforms=platforms)}
+    for package, file in WHEELS.items():
+        name, version, _, tags = parse_wheel_filename(file.format(cp=f"cp3{minor}"))
+        assert name == package and version in pins()[package].specifier and tags & fits, file
 
 
 def test_a_device_gets_five_packages_and_the_others_get_all(pyproject):

@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 from thesis_lib.core import paths
 from thesis_lib.data import scan
 from thesis_lib.device.export import export
+from thesis_lib.methods.padim import PaDiM
 from thesis_lib.methods.patchcore import PatchCore
 
 ROOT = paths.root()
@@ -93,22 +94,25 @@ def needs(packages):
 
 
 def test_doctor_measure_and_detect_run_without_torch_and_pandas(device, make_category, small, tmp_path):
-    bundle = tmp_path / "bundle"
-    export(PatchCore(weights="random", layers=(1,), bank=20), scan(make_category(train=6), "pad"), small, bundle,
-           false_alarms=0.2)
+    network, category = {"weights": "random", "layers": (1,)}, scan(make_category(train=6), "pad")
+    methods = {"patchcore": PatchCore(**network, bank=20), "padim": PaDiM(**network, channels=10)}
+    for name, detector in methods.items():
+        export(detector, category, small, tmp_path / name, false_alarms=0.2)
 
     looked = device("doctor")
     assert looked.returncode == 0, looked.stdout + looked.stderr
     assert "none  torch: not installed" in looked.stdout and "ok    onnxruntime" in looked.stdout
 
-    measured = device("measure", bundle, "--pictures", "1", "--warmup", "0", "--repeats", "1")
-    assert measured.returncode == 0, measured.stderr
-    assert re.search(r"ms a batch of 1 \(extraction [\d.]+, embedding [\d.]+, search [\d.]+", measured.stdout)
+    for name in methods:
+        bundle = tmp_path / name
+        measured = device("measure", bundle, "--pictures", "1", "--warmup", "0", "--repeats", "1")
+        assert measured.returncode == 0, measured.stderr
+        assert re.search(r"ms a batch of 1 \(extraction [\d.]+, embedding [\d.]+, search [\d.]+", measured.stdout)
 
-    pictures = sorted((bundle / "pictures").iterdir())[:2]
-    detected = device("detect", bundle, *pictures)
-    assert detected.returncode == 0, detected.stderr
-    assert [line.split()[-1] for line in detected.stdout.splitlines()] == list(map(str, pictures))
+        pictures = sorted((bundle / "pictures").iterdir())[:2]
+        detected = device("detect", bundle, *pictures)
+        assert detected.returncode == 0, detected.stderr
+        assert [line.split()[-1] for line in detected.stdout.splitlines()] == list(map(str, pictures))
 
     refused = device("evaluate", "patchcore", "--data", "demo", "--category", "weave")
     assert refused.returncode == 2

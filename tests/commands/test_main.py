@@ -469,6 +469,25 @@ def test_doctor_reports_a_child_that_dies(thesis, monkeypatch, code, reason):
     assert re.search(f"^FAIL  broken: {reason}", line)
 
 
+@pytest.mark.parametrize(("package", "version", "told"), [
+    ("torch", "2.10.0+cpu", "torch 2.10.0: .* install that of constraints.txt .*, or none: a device needs no torch"),
+    ("onnxruntime", "1.21.0", r"onnxruntime 1.21.0: .* \(pip install -c constraints.txt onnxruntime\)$")])
+def test_doctor_names_a_version_that_dies_on_a_pi(thesis, monkeypatch, package, version, told):
+    """Whether it dies here is what its own check says, so the exit code is that of the checks."""
+    monkeypatch.setattr(doctor, "CHECKS", {"sum": "print(1 + 1)"})
+    monkeypatch.setattr(doctor.identity, "version_of", lambda name: version if name == package else "1.22.0")
+    for machine, lines in (("x86_64", 0), ("aarch64", 1)):
+        monkeypatch.setattr(doctor.platform, "machine", lambda name=machine: name)
+        assert len(doctor.known()) == lines
+    with monkeypatch.context() as patch:
+        patch.setattr(doctor.stamp, "show", lambda facts: None)
+        code, out, _ = thesis("doctor")
+    (line,) = [line for line in out if line.startswith("note")]
+    assert code == 0 and re.search(f"^note  {told}", line) and "dies of an illegal instruction" in line
+    monkeypatch.setattr(doctor.identity, "version_of", lambda name: {"torch": "2.11.0", "onnxruntime": "1.22.1"}[name])
+    assert doctor.known() == []
+
+
 def test_run_wants_name_and_value(thesis):
     code, _, err = thesis("run", "-p", "seeds")
     assert (code, err) == (2, ["thesis: error: -p seeds: needs name=value"])

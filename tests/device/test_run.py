@@ -27,13 +27,14 @@ from thesis_lib.evaluation.configuration import Configuration
 from thesis_lib.evaluation.stage_times import measure_time
 from thesis_lib.evaluation.thesis import STAGES, bars_of
 from thesis_lib.evaluation.thresholds import Promise, rank
-from thesis_lib.methods import SPADE, EfficientAD, PatchCore, SimpleNet
+from thesis_lib.methods import SPADE, EfficientAD, PaDiM, PatchCore, SimpleNet, UninformedStudents
 from thesis_lib.networks import engines
 from thesis_lib.networks.maps import Extracted
 from thesis_lib.report import tables
 
 SMALL = data.Preprocess(image_size=64)
 DETECTOR = PatchCore(weights="random", layers=(1,), bank=20, calibration=4)
+PADIM = PaDiM(weights="random", layers=(1,), channels=40, calibration=4)
 TRAINED = {
     "simplenet": SimpleNet(weights="random", layers=(1,), embedding="avg_k3_s2_p1", hidden=16, epochs=2, passes=2,
                            batch=4, snapshots=1, calibration=4),
@@ -610,7 +611,7 @@ def test_a_file_without_checksum_is_refused(copy, name):
 
 
 @pytest.mark.parametrize(("key", "value", "told"), [
-    ("format", bundle.FORMAT + 1, f"format {bundle.FORMAT + 1}, this version reads 2, 3, 4"),
+    ("format", bundle.FORMAT + 1, f"format {bundle.FORMAT + 1}, this version reads 2, 3, 4, 5"),
     ("preprocess", {"mean": [0, 0, 0], "std": [1, 1, 1]}, "normalises with")])
 def test_another_format_is_refused(copy, capsys, key, value, told):
     code, _, err = thesis(capsys, "measure", changed(copy, lambda facts: facts.update({key: value})))
@@ -641,7 +642,9 @@ def test_a_broken_picture_to_time_is_named(original, capsys, tmp_path):
 
 
 @pytest.mark.parametrize(("detector", "options", "told"), [
-    (SPADE(weights="random", layers=(1,)), {}, "spade: has no bundle yet"),
+    (SPADE(weights="random", layers=(1,)), {}, "^spade: has no bundle, as the feature maps of all training pictures "
+     "would have to be on the device, .*; needs patchcore, padim, simplenet, efficientad$"),
+    (UninformedStudents(weights="random"), {}, "^uninformed_students: has no bundle, as by default twelve networks "),
     (replace(DETECTOR, score="reweighted"), {}, "score=reweighted: a device knows max only"),
     (replace(DETECTOR, embedding="adaptive_7"), {}, "embedding=adaptive_7: has windows that ONNX lacks.* divides 16"),
     (replace(DETECTOR, embedding="original_d64"), {}, "embedding=original_d64: has windows that ONNX lacks"),

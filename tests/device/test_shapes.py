@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.device.test_run import DETECTOR, QUICK, TRAINED, thesis
+from tests.device.test_run import DETECTOR, PADIM, QUICK, TRAINED, thesis
 from thesis_lib import data
 from thesis_lib.device import bundle, export
 from thesis_lib.device.run import detect
@@ -15,7 +15,8 @@ from thesis_lib.evaluation import crossfit
 from thesis_lib.networks import engines
 from thesis_lib.networks.maps import Extracted
 
-DETECTORS = {"patchcore": DETECTOR, "simplenet": TRAINED["simplenet"]}
+DETECTORS = {"patchcore": DETECTOR, "simplenet": TRAINED["simplenet"], "padim": PADIM}
+DIAGONAL = replace(PADIM, covariance="diagonal", sigma=0.0)
 
 
 def draw(folder, kinds, size, seed=0):
@@ -72,7 +73,7 @@ def test_a_bundle_of_letterboxed_pictures_scores_as_the_library(name, lying, tmp
     preprocess = data.Preprocess(image_size=96, resize="pad")
     opened = same_as_the_library(DETECTORS[name], lying, preprocess, tmp_path / "out")
     (_, found), = detect(opened, [lying.test[3].path])
-    grid = 24 if name == "patchcore" else 12
+    grid = 12 if name == "simplenet" else 24
     outside = [row for row in range(grid) if not 29 <= (row + 0.5) * 96 / grid < 67]       # 96 x 38 in the middle
     assert np.isneginf(found.map[outside]).all() and np.isneginf(found.map).sum() == grid * len(outside)
     shutil.copy(lying.test[3].path, tmp_path / "bad.png")
@@ -95,8 +96,9 @@ def test_a_bundle_in_tiles_scores_as_the_library(name, lying, tmp_path, monkeypa
     assert thesis(capsys, "measure", tmp_path / "out", *QUICK, "--threads", 1)[0] == 0
 
 
-@pytest.mark.parametrize(("name", "roi"), [("patchcore", "mask"), ("simplenet", "mask"),
-                                           ("patchcore", (20, 5, 90, 50))])
+@pytest.mark.parametrize(("name", "roi"), [("patchcore", "mask"), ("simplenet", "mask"), ("padim", "mask"),
+                                           ("diagonal", "mask"), ("patchcore", (20, 5, 90, 50)),
+                                           ("padim", (20, 5, 90, 50))])
 def test_a_bundle_of_a_region_scores_as_the_library(name, roi, lying, tmp_path, monkeypatch):
     monkeypatch.setattr(engines, "reduce_range", lambda: True)
     if roi == "mask":
@@ -107,7 +109,7 @@ def test_a_bundle_of_a_region_scores_as_the_library(name, roi, lying, tmp_path, 
     preprocess = data.Preprocess(image_size=(96, 64), roi=roi)
     if preprocess.masked:
         roi.unlink()                                    # the bundle holds what it says
-    opened = same_as_the_library(DETECTORS[name], lying, preprocess, tmp_path / "out")
+    opened = same_as_the_library(DETECTORS.get(name, DIAGONAL), lying, preprocess, tmp_path / "out")
     assert opened.preprocess.roi == preprocess.roi
     assert Image.open(opened.pictures[0]).size == (150, 60), "a region is in pixels of the original"
 

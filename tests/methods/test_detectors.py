@@ -49,7 +49,8 @@ OTHER = {"patchcore": {
     "padim": {
     "seed": (1, {}), "backbone": ("resnet34", {}), "layers": ((2,), {}), "weights": (None, {}), **ENGINE,
     "embedding": ("avg_k3_s2_p1", {}), "join": ("interpolate", {"layers": (1, 2)}), "channels": (9, {}),
-    "eps": (0.1, {}), "sigma": (0.0, {}), "memory_limit_gb": (3.0, {}), "tiles": ((2, 1), {})},
+    "eps": (0.1, {}), "covariance": ("diagonal", {}), "sigma": (0.0, {}), "memory_limit_gb": (3.0, {}),
+    "tiles": ((2, 1), {})},
     "simplenet": {
     "seed": (1, {}), "backbone": ("resnet34", {}), "layers": ((2,), {}), "weights": (None, {}), **ENGINE,
     "embedding": ("avg_k3_s2_p1", {}), "join": ("interpolate", {"layers": (1, 2)}), **TRAINING, "hidden": (8, {}),

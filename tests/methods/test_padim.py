@@ -76,6 +76,42 @@ def test_panels_hold_the_whole_lower_triangle_and_are_counted(d):
         assert padim.factor_gb(4096, d) == pytest.approx(1.77, abs=0.01), "less than 4096 squares of 448: 3.29 GB"
 
 
+@pytest.mark.parametrize("channels", [None, 20, 1])
+def test_a_diagonal_covariance_takes_every_channel_alone(pad, small, channels, tmp_path):
+    detector = make(embedding="avg_k3_s2_p1", covariance="diagonal", channels=channels, eps=0.1, sigma=0.0)
+    nominal = detector.collect(data.Pictures(pad.train, small))
+    detector.learn(nominal)
+    test = next(iter(data.Pictures(pad.test, small)))
+    kept = detector.channels_.numpy()
+    y = detector.stages["embedding"](detector.stages["extraction"](test)).vectors.double().numpy()[..., kept]
+    x = nominal[..., kept].astype("f8")
+    exact = np.sqrt((np.square(y - x.mean(axis=0)) / (x.var(axis=0, ddof=1) + 0.1)).sum(axis=2))
+    found = detector.predict(test)
+    np.testing.assert_allclose(found.map.flatten(1), exact, rtol=1e-5)
+    full = make(embedding="avg_k3_s2_p1", channels=channels, eps=0.1, sigma=0.0).fit(data.Pictures(pad.train, small))
+    assert torch.allclose(found.map, full.predict(test).map, rtol=1e-5) == (channels == 1)
+    loaded = PaDiM.load(detector.save(tmp_path / "diagonal.safetensors"))
+    assert torch.equal(loaded.predict(test).score, found.score)
+    d = len(kept)
+    assert padim.factor_gb(64, d, "diagonal") == pytest.approx(4e-9 * 64 * 2 * d)
+    assert sum(one.numel() for one in detector.factor_) == 64 * d
+
+
+def test_a_diagonal_covariance_counts_what_is_there():
+    """Two of four vectors, one and none: as of these alone, and 0."""
+    vectors = torch.randn(3, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    vectors[0, 2:] = vectors[1, 1:] = vectors[2] = torch.nan
+    mean, inverse = padim.gaussians(vectors, 0.1, "diagonal")
+    there = vectors[0, :2]
+    torch.testing.assert_close(mean[0], there.mean(0))
+    torch.testing.assert_close(inverse[0], 1 / (there.var(0) + 0.1).sqrt())
+    assert not mean[1:].any() and not inverse[1:].any()
+
+
+def test_a_parameter_that_came_later_changes_no_configuration():
+    assert "covariance" not in make().deciding() and make(covariance="diagonal").deciding()["covariance"] == "diagonal"
+
+
 def test_blocks_of_positions_change_nothing(pad, small, monkeypatch):
     pictures = data.Pictures(pad.train, small)
     whole = make(channels=20).fit(pictures)
@@ -116,7 +152,8 @@ def test_a_pooled_embedding_has_fewer_positions(pad, small):
 @pytest.mark.parametrize(("parameters", "message"), [
     ({"backbone": "resnet50"}, "backbone='resnet50'"), ({"layers": (0,)}, "layers=0"), ({"channels": 0}, "channels=0"),
     ({"embedding": "avg"}, "embedding='avg'"), ({"join": "no"}, "join='no'"), ({"eps": 0.0}, "eps=0.0.*above 0"),
-    ({"eps": float("nan")}, "eps=nan"), ({"sigma": -1.0}, "sigma=-1.0")])
+    ({"eps": float("nan")}, "eps=nan"),
+    ({"covariance": "none"}, "covariance='none': needs one of full, diagonal"), ({"sigma": -1.0}, "sigma=-1.0")])
 def test_wrong_values_are_refused_at_once(parameters, message):
     with pytest.raises(ValueError, match=message):
         make(**parameters)

@@ -130,7 +130,8 @@ def _detect(args: argparse.Namespace) -> int:
                 print(f"thesis: warning: {line}", file=sys.stderr)
             if args.maps:
                 try:
-                    run.save_map(found, judge.threshold, bundle.preprocess.shape, file, bundle.floor(args.engine))
+                    run.save_map(found, judge.threshold, bundle.preprocess.shape, file, bundle.floor(args.engine),
+                                 bundle.sigma)
                 except OSError as error:
                     print(f"thesis: {run.map_of(file)}: {error.strerror}; the map is not written", file=sys.stderr)
                     failed += 1

@@ -85,9 +85,9 @@ def _measuring_options(parser: argparse.ArgumentParser, fields: Sequence[Field],
                           "good parts may be flagged, 1%% or 0.01; n good pictures can promise 1/(n+1) at the lowest")
         rule.add_argument("--recall", type=share, metavar="SHARE", help="threshold: so many of the defective test "
                           "pictures are found, 95%% or 0.95, in place of a rate of false alarms")
-        parser.add_argument("--folds", choices=("blocks", "shuffled"), default="blocks", help="of patchcore, whose "
-                            "good pictures are scored after learning from the others: blocks of consecutive file "
-                            "names, or drawn at random; the other one is shown beside it")
+        parser.add_argument("--folds", choices=("blocks", "shuffled"), default="blocks", help="of patchcore, "
+                            "padim and spade, whose good pictures are scored after learning from the others: blocks "
+                            "of consecutive file names, or drawn at random; export shows the other one beside it")
         return
     parser.add_argument("--pictures", type=int, default=5 if command == "time" else 0,
                         help="pictures to time" + ("" if command == "time" else "; 0 times none"))

@@ -5,13 +5,16 @@
     float/, int8/       a file per stage, each takes what the one before gives; the last gives the map:
                           patchcore     network.onnx (picture -> feature maps), embedding.onnx (-> patches),
                                         bank.npy (M, D; -> distances)
+                          padim         network.onnx, embedding.onnx, gaussians.npz (channels, mean and factor of every
+                                        position; -> distances)
                           simplenet     network.onnx, embedding.onnx, discriminator.onnx (-> map)
                           efficientad   network.onnx (-> what teacher, student and autoencoder say), maps.onnx (-> map)
     pictures/           those with expected scores, see `copies`: small copies of ten pictures, on the `whole_way` two
                         JPEGs and a large one, and the `near` ones, whose scores lie next to the threshold
     SHA256SUMS          of every other file; `sha256sum -c SHA256SUMS` checks them, too
 
-The score is the maximum of the map; EfficientAD's then gets the rim that its networks cut off, from the nearest values.
+The score is the maximum of the map, PaDiM's of the map smoothed by `sigma` positions; EfficientAD's map then gets the
+rim that its networks cut off, from the nearest values.
 A difference of scores is told as a share of the score, or of the threshold where that is larger, both above the
 engine's `floor`: 0 of a distance; other maps have no zero, so it is the median of those that decided the threshold.
 Where not all of a picture counts (`Preprocess.masked`), a part gets as its last array which positions do, and hands it
@@ -34,9 +37,10 @@ from thesis_lib.core.nearest import check_finite, nearest
 from thesis_lib.core.onnx_session import session
 from thesis_lib.core.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess, at_centres
 from thesis_lib.core.tiles import stitched
+from thesis_lib.device import gaussians
 
-FORMAT = 4              # 1 had PatchCore only, and no stages; 2 no regions and tiles; 3 no bands of the light
-READ = (2, 3, 4)
+FORMAT = 5              # 1 had PatchCore only, and no stages; 2 no regions and tiles; 3 no bands of light; 4 no padim
+READ = (2, 3, 4, 5)
 ENGINES = {"float": "fast", "int8": "int8"}         # of a bundle -> as the library calls it
 Arrays = list[np.ndarray]                           # what one part of a bundle gives the next
 Stages = Mapping[str, Callable[[Any], Any]]
@@ -122,6 +126,11 @@ class Bundle:
         """What the map shows where nothing is: below any threshold."""
         return self.facts["engines"][engine]["floor"]
 
+    @property
+    def sigma(self) -> float:
+        """Positions of the Gaussian over the map whose maximum is the score; 0 for none, as all but PaDiM have it."""
+        return self.facts.get("sigma", 0.0)
+
     def image(self, file: Path) -> np.ndarray:
         """(1, 3, H, W) float32, or (1, 4, H, W), see `Preprocess.array`."""
         return self.preprocess.array(file)[None]
@@ -139,12 +148,22 @@ class Bundle:
             for counted in inside:
                 heat = np.where(counted, heat, -np.inf).astype(heat.dtype)
             check_finite("the anomaly map", heat[heat > -np.inf][None])
-            return Detection(float(heat.max()), np.pad(heat, rim, mode="edge"))
+            decides = gaussians.smoothed(heat, self.sigma)
+            return Detection(float(decides.max()), np.pad(heat, rim, mode="edge"))
 
         return parts | {"score": score}
 
     def _part(self, file: Path, threads: int) -> Callable[[Any], Arrays]:
         """From a picture, or the list of arrays that the part before gave, to a list of arrays."""
+        if file.suffix == ".npz":
+            distances = gaussians.read(file)
+
+            def compare(given: Arrays) -> Arrays:
+                (patches,), *inside = given                                                 # (P, D)
+                return [distances(patches), *inside]
+
+            return compare
+
         if file.suffix == ".npy":
             bank = np.load(file, allow_pickle=False)
             rooted = self.facts["distance"] == "l2"

@@ -27,6 +27,7 @@ from thesis_lib.evaluation import additions, crossfit, scores
 from thesis_lib.evaluation.thresholds import Promise
 from thesis_lib.methods.base import Detector, Prediction
 from thesis_lib.methods.efficientad import EfficientAD, Outputs
+from thesis_lib.methods.padim import PaDiM
 from thesis_lib.methods.patchcore import PatchCore
 from thesis_lib.methods.simplenet import SimpleNet
 from thesis_lib.networks import backbones, engines, quantize
@@ -36,8 +37,11 @@ from thesis_lib.patches.embedding import OUTSIDE, Patches
 
 PICTURES = 10           # small copies with expected scores
 CANDIDATES = 50         # training pictures to take those next to a threshold from, where there are no test pictures
-KNOWN = PatchCore, SimpleNet, EfficientAD           # methods that have a bundle
-Part = tuple[str, bytes | np.ndarray]               # name of a file and its content
+KNOWN = PatchCore, PaDiM, SimpleNet, EfficientAD    # methods that have a bundle
+WITHOUT = {             # why the others have none
+    "spade": "the feature maps of all training pictures would have to be on the device, about 2 MB each",
+    "uninformed_students": "by default twelve networks run over every picture, and none of them in ONNX Runtime"}
+Part = tuple[str, bytes | np.ndarray | dict[str, np.ndarray]]       # name of a file and its content
 
 
 class ExportError(ThesisError):
@@ -64,17 +68,20 @@ class Made:
 def export(detector: Detector, category: Category, preprocess: Preprocess, folder: str | Path, *, batch_size: int = 8,
            false_alarms: float = 0.05, recall: float | None = None, order: str = "blocks",
            add: Sequence[str | Path] = ()) -> dict[str, Any]:
-    """Write the bundle of a fitted PatchCore, SimpleNet or EfficientAD, float32 and int8; bundle.json is returned.
+    """Write the bundle of a PatchCore, PaDiM, SimpleNet or EfficientAD, float32 and int8; bundle.json is returned.
 
     Threshold: that of `thresholds.Promise`, from scores of nominal pictures that were not learned from, as
-    `crossfit.plan` says. false_alarms, recall and order are those of `crossfit.promise`. PatchCore learns once for each
-    fold and then from all pictures, on each engine. SimpleNet keeps back a fifth of them and learns once on each
-    engine, EfficientAD once, in torch, and has held out pictures itself. Each engine has a threshold of its own.
+    `crossfit.plan` says. false_alarms, recall and order are those of `crossfit.promise`. PatchCore and PaDiM learn once
+    for each fold and then from all pictures, on each engine. SimpleNet keeps back a fifth of them and learns once on
+    each engine, EfficientAD once, in torch, and has held out pictures itself. Each engine has a threshold of its own.
     Expected scores are those of the library: torch, or its int8 network, and the search the detector names.
     add: pictures of good parts that are learned, too, and have no part in threshold and bands (`additions`).
     Raises ExportError for what a device cannot do, and BundleError where the finished bundle scores differently.
     """
     folder = Path(folder)
+    if type(detector) not in KNOWN:
+        raise ExportError(f"{detector.name}: has no bundle, as {WITHOUT[detector.name]}; needs "
+                          f"{', '.join(method.name for method in KNOWN)}")
     preprocess = preprocess.decided(category.train)
     planned = crossfit.plan(detector, category.train, order)
     crossfit.check_asked(category, planned, detector, false_alarms, recall)
@@ -95,6 +102,8 @@ def export(detector: Detector, category: Category, preprocess: Preprocess, folde
         light = [drift.of_picture(preprocess.array(sample.path)) for sample in category.train]
         if isinstance(detector, PatchCore):
             facts["distance"] = detector.distance
+        if isinstance(detector, PaDiM):
+            facts["sigma"] = detector.sigma
         if tiles := getattr(detector, "tiles", None):
             _, strides = backbones.shapes(detector.backbone, detector.levels)
             facts |= {"tiles": tiles, "strides": [strides[level] for level in detector.levels]}
@@ -129,6 +138,8 @@ def export(detector: Detector, category: Category, preprocess: Preprocess, folde
             for file, content in made.parts.values():
                 if isinstance(content, bytes):
                     (work / name / file).write_bytes(content)
+                elif isinstance(content, dict):
+                    np.savez(work / name / file, **content)     # type: ignore[arg-type]   # of allow_pickle
                 else:
                     np.save(work / name / file, content, allow_pickle=False)
             facts |= {"stages": {stage: file for stage, (file, _) in made.parts.items()},
@@ -150,8 +161,6 @@ def export(detector: Detector, category: Category, preprocess: Preprocess, folde
 def _check(detector: Detector, category: Category, preprocess: Preprocess, folder: Path,
            planned: crossfit.Plan) -> Callable[..., Iterator[tuple[str, Made]]]:
     """What makes the parts of this method; what can be refused is refused before a picture is read."""
-    if type(detector) not in KNOWN:
-        raise ExportError(f"{detector.name}: has no bundle yet, only {', '.join(method.name for method in KNOWN)} have")
     rule = getattr(detector, "score", "max")
     if rule not in bundle.SCORES:
         raise ExportError(f"score={rule}: a device knows {', '.join(bundle.SCORES)} only")
@@ -193,9 +202,12 @@ def _found(promised: Promise) -> dict[str, Any]:
             "good_flagged": promised.flagged and [promised.flagged.count, promised.flagged.of]}
 
 
-def _patches(detector: PatchCore | SimpleNet, samples: Sequence[Sample], preprocess: Preprocess, batch_size: int,
-             example: torch.Tensor, planned: crossfit.Plan, added: Sequence[Sample]) -> Iterator[tuple[str, Made]]:
-    """Network and embedding, then a bank or a discriminator; for each engine the network sees the pictures once."""
+def _patches(detector: PatchCore | PaDiM | SimpleNet, samples: Sequence[Sample], preprocess: Preprocess,
+             batch_size: int, example: torch.Tensor, planned: crossfit.Plan,
+             added: Sequence[Sample]) -> Iterator[tuple[str, Made]]:
+    """Network and embedding, then a bank, Gaussians or a discriminator; for each engine the network sees the pictures
+    once.
+    """
     eager = cast(backbones.Backbone, replace(detector, engine="eager").network(detector.levels, ()))
     example = example[:, :3]                            # the shapes of what is converted: whatever counts of it
     _check_embedding(detector.embedding, eager(example))
@@ -229,6 +241,8 @@ def _patches(detector: PatchCore | SimpleNet, samples: Sequence[Sample], preproc
         search: Part
         if isinstance(whole, PatchCore):
             search = "bank.npy", whole.bank_.numpy()
+        elif isinstance(whole, PaDiM):
+            search = "gaussians.npz", {key: value.numpy() for key, value in whole.state().items() if key != "grid"}
         else:
             discriminator = _convert(_discriminator_of(whole, patches.grid), {"patches": patches.vectors},
                                      "discriminator")

@@ -20,7 +20,7 @@ from thesis_lib.core.errors import ThesisError
 from thesis_lib.core.files import replaced
 from thesis_lib.core.preprocess import MAPS, SUFFIXES, DataError, Size, height_width, pictures_in
 from thesis_lib.core.threads import usable_cpus
-from thesis_lib.device import drift
+from thesis_lib.device import drift, gaussians
 from thesis_lib.device.bundle import FACTS, Bundle, BundleError, Detection, Parity, predict
 from thesis_lib.device.opening import opening
 
@@ -153,14 +153,16 @@ def watch(bundle: Bundle, engine: str = "float", file: Path | None = None) -> dr
     return drift.Watch(bundle.bands(engine), file, f"{files.digest_of(bundle.folder / FACTS)} {engine}")
 
 
-def save_map(detection: Detection, threshold: float, size: Size, picture: Path, floor: float = 0.0) -> Path:
+def save_map(detection: Detection, threshold: float, size: Size, picture: Path, floor: float = 0.0,
+             sigma: float = 0.0) -> Path:
     """Grey PNG of the size that the network saw, interpolated; floor is 0, the threshold the middle, 128.
 
+    sigma: the map is smoothed as for its score, so that what is brighter than the middle is above the threshold.
     It goes into a folder of its own beside the picture, which nothing reads pictures from.
     """
     file = map_of(picture)
     height, width = height_width(size)
-    heat = np.where(np.isneginf(detection.map), floor, detection.map).astype(np.float32)
+    heat = np.where(np.isneginf(detection.map), floor, gaussians.smoothed(detection.map, sigma)).astype(np.float32)
     full = Image.fromarray(heat).resize((width, height), Image.Resampling.BILINEAR)
     grey = np.clip((np.asarray(full) - floor) / (threshold - floor) * 128, 0, 255).round().astype(np.uint8)
     with replaced(file) as partial:

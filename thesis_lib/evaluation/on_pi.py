@@ -115,7 +115,8 @@ def _searched(detector: PatchDetector, size: Size, n_train: int) -> costs.Work:
         return costs.search(places, coreset.size(detector.bank, n_train * places), dim)
     if isinstance(detector, PaDiM):
         kept = detector.channels or dim
-        return costs.Work(places * kept * (kept + 1) // 2, 4 * places * kept * (kept + 1) // 2)
+        numbers = kept * (kept + 1) // 2 if detector.covariance == "full" else kept
+        return costs.Work(places * numbers, 4 * places * numbers)
     if isinstance(detector, SimpleNet):
         return costs.Work(places * detector.hidden * (dim + 1), 4 * places * (dim + detector.hidden))
     assert isinstance(detector, SPADE)
