@@ -5,7 +5,7 @@ price of one fit. A block of b pictures changes the scatter matrix of N by rank 
 m = N-b-1 and the block's deviations C (b, d) from the mean of all, the deviations from the mean of the others are M C,
 M = I + 1 1^T / (N-b), their scatter is S - C^T M C, and with G = C A^-1 C^T and T = M G the squared distances are
 m diag(T (I - T)^-1 M).
-Letters: N training pictures and those added, P positions, d channels kept.
+Only for the full covariance. Letters: N training pictures and those added, P positions, d channels kept.
 """
 
 from collections.abc import Sequence
@@ -22,8 +22,7 @@ def left_out(detector: PaDiM, collected: np.ndarray, folds: Sequence[Sequence[in
     collected (N, P, D): as the detector gathers it, without NaN. Pictures in no fold are learned only.
     """
     n, positions, total = collected.shape
-    # The channels that `PaDiM.learn` draws.
-    channels = np.sort(np.random.default_rng(detector.seed).choice(total, detector.channels or total, replace=False))
+    channels = detector.drawn(total)
     squared = torch.full((n, positions), torch.nan, dtype=torch.float64)
     for start in range(0, positions, CACHED):
         place = slice(start, start + CACHED)

@@ -93,13 +93,16 @@ class PaDiM(PatchDetector):
 
         return memory.on_disk(patches())
 
+    def drawn(self, total: int) -> np.ndarray:
+        """Numbers (d,) of the channels that are kept of so many, ascending; the seed draws them."""
+        return np.sort(np.random.default_rng(self.seed).choice(total, self.channels or total, replace=False))
+
     def learn(self, collected: np.ndarray) -> Self:
         """Mean and covariance of every position in float64, one block of positions after the other."""
         n, positions, total = collected.shape
         self._check_count(n)
         d = self._check(positions, total)
-        rng = np.random.default_rng(self.seed)
-        self.channels_ = torch.from_numpy(np.sort(rng.choice(total, d, replace=False)))
+        self.channels_ = torch.from_numpy(self.drawn(total))
         self.mean_ = torch.empty(positions, d)
         full = self.covariance == "full"
         # Of the full one panels (P, rows, columns), of the diagonal one (P, d).
