@@ -1,6 +1,7 @@
 """The house: every import goes down, `core` and `device` need no torch, and each room says what it is for."""
 
 import ast
+import importlib
 import subprocess
 import sys
 
@@ -84,6 +85,15 @@ def test_inside_the_library_imports_name_the_defining_module():
                 for alias in node.names:
                     place = paths.PACKAGE / node.module.partition(".")[2] / f"{alias.name}.py"
                     assert place.is_file(), f"{file.name} imports {alias.name} from the face of {node.module}"
+
+
+@pytest.mark.parametrize("room", [room for room in BELOW if room != "commands"])
+def test_no_name_on_the_face_of_a_room_hides_a_module(room):
+    """`from thesis_lib.evaluation import study` is the module, whatever functions it has."""
+    face = importlib.import_module(f"thesis_lib.{room}")
+    for file in (paths.PACKAGE / room).glob("[!_]*.py"):
+        module = importlib.import_module(f"thesis_lib.{room}.{file.stem}")
+        assert getattr(face, file.stem) is module
 
 
 @pytest.mark.parametrize("blocked", ["torch", "pandas"])

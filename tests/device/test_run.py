@@ -110,12 +110,12 @@ def test_expected_scores_hold_and_int8_is_another_network(original):
 
 @pytest.mark.parametrize("engine", bundle.ENGINES)
 def test_threshold_is_a_score_of_pictures_that_the_bank_did_not_see(original, category, monkeypatch, engine):
-    """By hand: the network again for each fold, which is two consecutive pictures."""
+    """By hand: the network again for each fold, which is one of the ten pictures."""
     monkeypatch.setattr(engines, "reduce_range", lambda: True)
     library, scores = replace(DETECTOR, engine="eager" if engine == "float" else engine), []
     network = library.network((1,), data.Pictures(category.train, SMALL))       # int8: with the ranges of all of them
-    for first in range(0, 10, 2):
-        held = category.train[first:first + 2]
+    for one in range(10):
+        held = category.train[one:one + 1]
         rest = data.Pictures([sample for sample in category.train if sample not in held], SMALL)
         detector = replace(library)
         detector.backbone_ = network
@@ -127,7 +127,7 @@ def test_threshold_is_a_score_of_pictures_that_the_bank_did_not_see(original, ca
     assert facts["spread"] == pytest.approx(np.subtract(*np.quantile(scores, [0.75, 0.25])), rel=1e-3)
     assert {"rule": "false_alarms", "wanted": 0.1, "n": 10, "of": 10, "order": "blocks"}.items() <= (
         opened.facts["threshold"].items())
-    assert "5 folds of blocks of consecutive file names" in opened.facts["threshold"]["scores"]
+    assert "10 folds of blocks of consecutive file names" in opened.facts["threshold"]["scores"]
     promised = Promise.of(scores, false_alarms=0.1)
     low, high = promised.interval
     assert facts["rank"] == 10 and facts["false_alarms"] == pytest.approx(
@@ -659,7 +659,7 @@ def test_export_refuses_and_leaves_nothing(category, tmp_path, detector, options
 
 
 @pytest.mark.parametrize(("detector", "pictures", "told"), [
-    (replace(DETECTOR, bank=8 * 256 + 1), 10, "8 of 10 training pictures, .* bank=2049: is 2049 rows, needs 1 to 2048"),
+    (replace(DETECTOR, bank=9 * 256 + 1), 10, "9 of 10 training pictures, .* bank=2305: is 2305 rows, needs 1 to 2304"),
     (TRAINED["simplenet"], 5, "needs 0.5 or more, .*; simplenet keeps back 1 of 5 training pictures"),
     (replace(TRAINED["efficientad"], torch_device="abacus"), 10, "torch_device=abacus"),
     (TRAINED["efficientad"], 1, "1 training picture: one is held out")])

@@ -131,6 +131,11 @@ def test_copies_and_detectors_that_would_count_them_are_refused(category, small,
                          (flagged[1], "copy of the added picture .*1.png, and it would be learned twice")):
         refused([*flagged, shutil.copy(source, tmp_path / "renamed.png")], f"renamed.png: is a {told}")
     refused([], "no pictures given")
+    with Image.open(category.test[0].path) as image:
+        image.convert("RGB").save(tmp_path / "anew.jpg", quality=98, subsampling=0)   # it is noise
+        image.save(tmp_path / "other.webp", lossless=True)
+    for name in ("anew.jpg", "other.webp"):
+        refused([*flagged, tmp_path / name], f"{name}: looks like the test picture .*000.png, saved anew, and what is")
     refused([tmp_path / "absent.png"], "absent.png: not readable")
     refused(flagged, "efficientad draws the pictures for its threshold itself",
             EfficientAD(weights="random", steps=2, snapshots=1, penalty="none", held_out=0.3))

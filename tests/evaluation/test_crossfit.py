@@ -11,10 +11,11 @@ from benchmarks import bench_promise
 from thesis_lib import data
 from thesis_lib.core.errors import ThesisError
 from thesis_lib.core.preprocess import Sample
-from thesis_lib.evaluation import crossfit, promise
+from thesis_lib.evaluation import crossfit, gaussians, promise
 from thesis_lib.evaluation.thresholds import Share
 from thesis_lib.methods import SPADE, EfficientAD, PaDiM, PatchCore, SimpleNet, UninformedStudents
 from thesis_lib.networks.maps import Extracted, Stored
+from thesis_lib.patches.embedding import Patches
 
 pytestmark = pytest.mark.usefixtures("networks_built_once")
 
@@ -47,12 +48,13 @@ def others(category, held):
 
 def test_folds_are_whole_blocks_of_consecutive_names_whose_digits_count_as_numbers():
     given = samples(*(f"img{number}.png" for number in (1, 10, 11, 12, 2, 3, 4, 5, 6, 7, 8, 9)))    # as texts sort
-    planned = crossfit.plan(PatchCore(), given)
+    planned = crossfit.plan(PatchCore(), given, most=5)
     blocks = [sorted(int(given[number].path.stem[3:]) for number in fold) for fold in planned.folds]
     assert blocks == [[1, 2, 3], [4, 5, 6], [7, 8], [9, 10], [11, 12]]
     assert planned.n == 12 and planned.held == () and planned.learned == tuple(range(12))
     assert planned.made == ("all 12 training pictures, each scored after learning from the others but its fold; 5 "
                             "folds of blocks of consecutive file names")
+    assert len(crossfit.plan(PatchCore(), samples(*(f"{number}.png" for number in range(41)))).folds) == 20
 
 
 def test_shuffled_folds_are_drawn_by_the_seed():
@@ -61,8 +63,8 @@ def test_shuffled_folds_are_drawn_by_the_seed():
     assert first == again != other and "drawn at random" in first.made
     for planned in (first, other):
         assert sorted(number for fold in planned.folds for number in fold) == list(range(40))
-        assert [len(fold) for fold in planned.folds] == [8] * 5
-        assert any(fold[-1] - fold[0] > 7 for fold in planned.folds), "no blocks"
+        assert [len(fold) for fold in planned.folds] == [2] * 20
+        assert any(fold[-1] - fold[0] > 1 for fold in planned.folds), "no blocks"
     with pytest.raises(ThesisError, match="order='x': needs one of blocks, shuffled"):
         crossfit.plan(PatchCore(), given, "x")
 
@@ -70,7 +72,7 @@ def test_shuffled_folds_are_drawn_by_the_seed():
 def test_fewer_pictures_than_folds_are_folds_of_one_and_a_single_one_is_refused():
     planned = crossfit.plan(PatchCore(), samples("a.png", "b.png", "c.png"))
     assert planned.folds == ((0,), (1,), (2,)) and planned.n == 3
-    assert planned.made.endswith("3 folds of blocks of consecutive file names, as there are fewer than 5")
+    assert planned.made.endswith("3 folds of blocks of consecutive file names, as there are fewer than 20")
     for detector in (PatchCore(), *TRAINED.values()):
         with pytest.raises(ThesisError, match=r"1 training picture: .* at least 2"):
             crossfit.plan(detector, samples("a.png"))
@@ -107,6 +109,22 @@ def test_scores_are_those_of_a_fit_on_the_other_pictures(category, small, name, 
         np.testing.assert_allclose(found[list(fold)], expected, rtol=1e-5)
     seen = replace(detector).fit(images)
     assert found.mean() > crossfit.scores_of(map(seen.predict, images)).mean(), "what was learned scores too low"
+
+
+@pytest.mark.parametrize("eps", [0.01, 1e-6])
+def test_gaussians_without_a_block_are_those_of_a_fit_without_it(eps):
+    """Folds of 1, 2 and 3 pictures of more channels than pictures are left; one picture is in no fold."""
+    rng = np.random.default_rng(0)
+    collected = (0.3 * rng.normal(size=(13, 6, 20)) + rng.normal(size=(6, 20))).astype(np.float32)
+    detector = PaDiM(weights="random", channels=16, eps=eps)
+    detector.grid_, folds = (2, 3), ((4,), (0, 7), (1, 2, 3), (5, 6, 8), (9, 10, 11))
+    found = gaussians.left_out(detector, collected, folds)
+    assert found.shape == (12, 2, 3) and found.dtype == torch.float32
+    for fold in folds:
+        slow = replace(detector).learn(np.delete(collected, fold, axis=0))
+        slow.grid_ = (2, 3)
+        expected = slow.stages["search"](Patches(torch.from_numpy(collected[list(fold)]), (2, 3)))
+        np.testing.assert_allclose(found[list(fold)], expected, rtol=1e-4)
 
 
 def test_the_network_sees_every_picture_once(category, small, counted, monkeypatch):
@@ -171,8 +189,8 @@ def test_a_recall_decides_in_place_of_a_rate(category, small):
     (TRAINED["efficientad"], {}, "1 in 5; needs 0.2 or more, .*; efficientad keeps back 4 of 11 training pictures, a "
      "share of 0.3"),
     (TRAINED["simplenet"], {}, "simplenet keeps back 3 of 11 training pictures, a share of 0.2"),
-    (SPADE(weights="random", layers=(1,), k=9), {"false_alarms": 0.1}, "8 of 11 training pictures, from which one fold "
-     "after the other is scored, are too few: k=9: needs 1 to 8"),
+    (SPADE(weights="random", layers=(1,), k=11), {"false_alarms": 0.1}, "10 of 11 training pictures, from which one "
+     "fold after the other is scored, are too few: k=11: needs 1 to 10"),
     (SPADE(weights="random", layers=(1,), k=12), {"false_alarms": 0.1}, "^k=12: needs 1 to 11"),
     (CROSS_FITTED["padim"], {"recall": 2.0}, "recall=2: needs a share above 0, at most 1")])
 def test_what_cannot_be_promised_is_refused_before_a_picture_is_read(category, small, monkeypatch, detector, options,

@@ -115,9 +115,11 @@ def test_shared_stages_run_once_per_batch(pad, small, monkeypatch):
 
 
 def test_rules_share_a_search_and_nothing_else(pad, small, monkeypatch):
-    """Maximum and weighted rule ask for one neighbour of every patch, the author's for nine."""
+    """Maximum and weighted rule ask for one neighbour of every patch, the author's for nine. Those with cdist search at
+    the same time, in other threads."""
     rules = {"max": {}, "three": {"score": "reweighted", "neighbours": 3}, "nine": {"score": "reweighted"},
-             "author": {"score": "author_cdist"}, "larger": {"bank": 30}, "faiss": {"search": "faiss"}}
+             "author": {"score": "author_cdist"}, "larger": {"bank": 30}, "faiss": {"search": "faiss"},
+             "cdist": {"search": "cdist"}, "nine of cdist": {"search": "cdist", "score": "author_cdist"}}
     alone = {name: scores.evaluate(patchcore(**rule), pad, small, seeds=2) for name, rule in rules.items()}
     asked = []
     for engine in (search.Auto, search.Faiss):

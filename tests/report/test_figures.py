@@ -82,6 +82,17 @@ def test_pareto_names_the_front(drawn):
     assert sorted(axis.collections[0].get_offsets().tolist()) == [[1, 80], [2, 90], [3, 85]]
 
 
+def test_left_out_has_a_panel_for_each_engine(drawn):
+    table = pd.DataFrame({"engine": ["a", "a", "b"], "network": ["resnet18", "vgg13", "resnet18"],
+                          "ms": [10.0, 100.0, 20.0], "ratio": [0.9, 1.5, 1.1]})
+    figure = drawn(figures.left_out(table, ["resnet18"]))
+    first, second = figure.axes
+    assert (first.get_title(), second.get_title()) == ("a, n = 2", "b, n = 1")
+    assert texts(figure.legends[0].get_texts()) == ["resnet18"]
+    places = [tuple(zip(line.get_xdata(), line.get_ydata(), strict=True)) for line in first.lines[1:]]
+    assert places == [((100.0, 1.5),), ((10.0, 0.9),)]
+
+
 def test_roc_goes_through_the_points(drawn):
     curves = {"perfect": ([0, 0, 1, 1], [1, 2, 3, 4]), "half": ([0, 1, 0, 1], [1, 2, 3, 4])}
     axis = drawn(figures.roc(curves)).axes[0]

@@ -38,6 +38,13 @@ def test_scores_are_the_detectors(view, pad, small):
     assert np.allclose(view.scores, view.detector.predict(images).score, rtol=1e-5)
 
 
+def test_predictions_that_are_there_are_not_made_again(view, monkeypatch):
+    backwards = view.predictions[::-1]
+    monkeypatch.setattr(PatchCore, "predict", lambda *_: pytest.fail("predicted again"))
+    given = panels.View(view.detector, view.category, view.preprocess, backwards)
+    assert given.scores.tolist() == view.scores[::-1].tolist()
+
+
 def test_the_usual_threshold_is_over_all_but_one_of_twenty_good_pictures(view, pad):
     assert view.usual == np.quantile(view.scores[pad.labels == 0], 0.95) < view.scores[pad.labels == 1].min()
 

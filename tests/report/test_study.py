@@ -1,6 +1,5 @@
 """The page of a study: whatever the pictures are, it is made, and says what is not on it."""
 
-import importlib
 import re
 from dataclasses import replace
 from html import unescape
@@ -11,7 +10,7 @@ from PIL import Image
 
 from thesis_lib import data
 from thesis_lib.core.errors import ThesisError
-from thesis_lib.evaluation import study
+from thesis_lib.evaluation import ladder, study
 from thesis_lib.report import study as page
 from thesis_lib.report import study_figures
 
@@ -21,14 +20,13 @@ ASKED = {"weights": "random", "pictures": 1, "seeds": 1}
 @pytest.fixture(autouse=True)
 def short_ladder(monkeypatch):
     """The two rungs of the smallest size; the others would only take time."""
-    module = importlib.import_module("thesis_lib.evaluation.study")
-    genuine = module.ladder
-    monkeypatch.setattr(module, "ladder", lambda *args, **given: genuine(*args, **given)[:2])
+    genuine = study.ladder
+    monkeypatch.setattr(study, "ladder", lambda *args, **given: genuine(*args, **given)[:2])
 
 
 def written(category, folder, preprocess=None, **given):
     """A study and the text of its page, without the figures."""
-    whole = study(category, preprocess or data.Preprocess(image_size=64), **(ASKED | given))
+    whole = study.study(category, preprocess or data.Preprocess(image_size=64), **(ASKED | given))
     html = page.write(whole, folder, weights="random").read_text()
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", html) and (folder / "rows.csv").is_file()
     return whole, unescape(re.sub(r"data:[^\"']+", "", html)).replace("\u00a0", " ")
@@ -79,16 +77,15 @@ def test_a_mask_that_does_not_fit_costs_its_outline_alone(make_category, tmp_pat
 
 def test_what_these_pictures_cannot_give_is_left_out_with_a_reason(make_category, tmp_path):
     """Tiles do not fit into the smallest size: the study goes on with the others."""
-    module = importlib.import_module("thesis_lib.evaluation.study")
     category = data.scan(make_category(train=6, good=2, bad=2), "pad")
     given = {"weights": "random", "tiles": (2, 2)}
     rungs = [replace(rung, preprocess=replace(rung.preprocess, image_size=size))
-             for rung, size in zip(module.ladder(category, data.Preprocess(image_size=64), **given), (32, 64),
+             for rung, size in zip(study.ladder(category, data.Preprocess(image_size=64), **given), (32, 64),
                                    strict=True)]
-    left, reasons = module.usable(rungs, category)
+    left, reasons = study.usable(rungs, category)
     assert len(left) == 1 and len(reasons) == 1 and "left out: " in reasons[0] and "tiles" in reasons[0]
     with pytest.raises(ThesisError, match="tiles"):
-        module.usable(rungs[:1], category)
+        study.usable(rungs[:1], category)
 
 
 def test_points_of_one_threshold_are_one_point(make_category, tmp_path):
@@ -119,8 +116,8 @@ def test_numbers_of_a_figure_cover_neither_each_other_nor_a_point(make_category,
 
 
 def test_a_number_and_its_unit_stay_together(make_category, tmp_path):
-    whole = study(data.scan(make_category(train=6, good=3, bad=3), "pad"), data.Preprocess(image_size=64), quick=True,
-                  **ASKED)
+    whole = study.study(data.scan(make_category(train=6, good=3, bad=3), "pad"), data.Preprocess(image_size=64),
+                        quick=True, **ASKED)
     html = page.write(whole, tmp_path / "page").read_text()
     assert not re.search(r"\d (ms|%)", html) and re.search("\\d\u00a0ms", html)
     times = whole.looked_at.here
@@ -158,7 +155,7 @@ def test_a_region_of_interest_and_a_mask_of_one(elongated, tmp_path):
     Image.fromarray(values).save(file)
     whole, html = written(elongated, tmp_path / "page", data.Preprocess(image_size=64, roi=(0, 10, 40, 80)), quick=True)
     assert whole.looked_at.rung.size == "32x64" and "--roi 0,10,40,80" in html
-    whole = study(elongated, data.Preprocess(image_size=64, roi=str(file)), quick=True, **ASKED)
+    whole = study.study(elongated, data.Preprocess(image_size=64, roi=str(file)), quick=True, **ASKED)
     assert np.isneginf(whole.examined.seen[0].heat).any()
     html = page.write(whole, tmp_path / "mask", source=["--data", "x", "--category", "y", "--roi", "mask.png"])
     assert "--roi mask.png" in html.read_text() and not re.search(r"40x100:\d", html.read_text())
@@ -170,7 +167,8 @@ def test_tiles_and_a_pi(elongated, tmp_path):
                           device="pi4", budget_ms=5000)
     assert whole.looked_at.rung.detector.tiles == (1, 2) and "--tiles 1x2" in html
     assert whole.chosen.ms == whole.chosen.pi4.ms and "predicted on a Raspberry Pi 4B" in html
-    assert whole.chosen.pi4.low < whole.chosen.ms < whole.chosen.pi4.high and "wrong by a factor of up to" in html
+    assert whole.chosen.pi4.low < whole.chosen.ms < whole.chosen.pi4.high
+    assert "13 networks that others timed there" in html and "cannot tell apart" in html
     assert "Nothing that was tried keeps the budget" in written(
         elongated, tmp_path / "page", data.Preprocess(image_size=96), quick=True, tiles=(1, 2), device="pi4",
         budget_ms=0.001)[1]
@@ -179,11 +177,9 @@ def test_tiles_and_a_pi(elongated, tmp_path):
 @pytest.mark.parametrize("good", [0, 3])
 def test_trained_methods(make_category, tmp_path, monkeypatch, good):
     """Without good test pictures they are tested with other good ones than the rest, which must still compare."""
-    module = importlib.import_module("thesis_lib.evaluation.study")
-    ladder = importlib.import_module("thesis_lib.evaluation.ladder")
     for name in ("EPOCHS", "STEPS", "DISTILLED"):
         monkeypatch.setattr(ladder, name, (1, 1))
-    monkeypatch.setattr(module, "ladder", lambda *args, **given: [
+    monkeypatch.setattr(study, "ladder", lambda *args, **given: [
         rung for rung in ladder.ladder(*args, **given) if rung.detector.name not in ("padim", "spade")][2:])
     category = data.scan(make_category(train=10, good=good, bad=3), "pad")
     whole, html = written(category if good else data.folders.Category("pad", category.train, category.test),

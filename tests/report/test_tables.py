@@ -1,16 +1,20 @@
 """The thesis' values as printed, and measured ones beside them."""
 
+import dataclasses
+
 import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from thesis_lib.core import paths
-from thesis_lib.evaluation import metrics
+from thesis_lib.core import files, paths, results
+from thesis_lib.evaluation import compact, literature, metrics, statements, verdicts
+from thesis_lib.evaluation.scores import evaluate
 from thesis_lib.evaluation.statements import Pair, Side, Statement
 from thesis_lib.evaluation.thesis import STAGES, bars_of
-from thesis_lib.evaluation.verdicts import TOGETHER, Difference, Verdict
+from thesis_lib.evaluation.verdicts import NOT_MEASURED, TOGETHER, Difference, Scored, Verdict, records
+from thesis_lib.methods import PatchCore
 from thesis_lib.report import tables
 
 LABELS = [0, 0, 0, 1, 1, 1]
@@ -124,7 +128,9 @@ def test_a_bar_that_was_only_timed_says_what_it_needs():
     assert list(measured.columns) == [*STAGES, "AUROC pad"]
 
 
-def test_published_rows_are_summed_up_over_banks(monkeypatch):
+def test_published_rows_are_summed_up_over_banks(monkeypatch, tmp_path):
+    monkeypatch.setattr(paths, "published", lambda: tmp_path)
+
     def row(seed, auroc, **parameters):
         return {"kind": "auroc", "method": "patchcore", "origin": "published", "category": "screw", "seed": seed,
                 "weights.source": "imagenet", "image_auroc": auroc, "parameters.layers": [2, 3],
@@ -139,6 +145,24 @@ def test_published_rows_are_summed_up_over_banks(monkeypatch):
     assert table.loc[("screw", "imagenet", "1")].tolist() == pytest.approx([60, 60, 60, 1])
     assert len(table) == 2
     assert tables.published(["layers"], embedding="avg_k3_s1_p1").empty
+
+
+def test_published_lines_of_several_banks_count_each_bank_once(monkeypatch, pad, small, tmp_path):
+    """A line counts as its banks, unless they are there as rows, too, or it was prepared otherwise."""
+    detector = PatchCore(layers=(1,), bank=9, embedding="identity", weights="random", search="faiss")
+    usual = dataclasses.replace(small, image_size=256)
+    for prepared in (usual, dataclasses.replace(usual, crop=224)):
+        evaluate(detector, pad, prepared, seeds=3, pixels=False)
+    rows = [row for file in sorted(paths.results().glob("*.json")) for row in results.read(file)]
+    (file, *_) = compact.write(rows, tmp_path / "shipped")
+    cropped = [row for row in rows if row["preprocess"]["crop"]]
+    one = next(row for row in rows if row not in cropped and row["seed"] == 2)
+    files.write(tmp_path / "shipped" / "before.jsonl", results.line(one))
+    monkeypatch.setattr(paths, "published", lambda: file.parent)
+    table = tables.published(["layers"], bank=9)
+    assert table["banks"].tolist() == [3]
+    aurocs = [100 * row["image_auroc"] for row in rows if row not in cropped]
+    assert table["AUROC %"].tolist() == pytest.approx([np.mean(aurocs)], abs=1e-3)
 
 
 def test_pareto_keeps_what_nothing_beats():
@@ -268,8 +292,50 @@ def test_verdicts_beside_the_thesis():
     pairs = Pair(two, three, 1.88), Pair(two, both), Pair(two, pooled)
     stated = Statement("levels", "3.5.2", "level 2 is best", "direction", pairs)
     differences = [Difference(pairs[0], on, 1.0, -0.5, 2.0, 0.5, "open") for on in (TOGETHER, "pill")]
-    table = tables.verdicts([Verdict(stated, "open", tuple(differences), ("pill",), ("id",))])
+    scored = {(side.id, "pill"): Scored(np.array(LABELS), np.array(SCORES), ("id",)) for side in (two, three)}
+    found = pd.DataFrame(records([Verdict(stated, "open", tuple(differences), ("pill",), ("id",))], scored))
+    table = tables.verdicts(found)
     assert table["pair"].tolist() == ["layers 2 | layers 3", "layers 2 | layers 2+3",
                                       "layers 2: embedding avg_k3_s1_p1 | embedding identity"]
-    assert list(table)[-3:] == ["pill", TOGETHER, "verdict"] and table["thesis"].isna().tolist() == [False, True, True]
+    assert list(table)[-3:] == ["pill", TOGETHER, "verdict"] and table["thesis"].tolist() == ["+1.88", "", ""]
     assert table.loc[0, "pill"] == "+1.00 (-0.50 to +2.00)"
+    assert found["rows_one"].tolist() == ["id", "", "", ""] and len(found.loc[0, "scores_two"]) == 12
+    assert tables.counted(found) == ("1 of 1 statements of chapters 2 and 3 can be judged by these rows, on pill: "
+                                     "0 hold, 0 are contradicted, 1 are open.")
+
+
+def test_verdicts_that_nobody_has_measured(monkeypatch, tmp_path):
+    """Nothing published: every statement is there, without a number, and the sentence says so."""
+    monkeypatch.setattr(paths, "published", lambda: tmp_path)
+    found = tables.published_verdicts()
+    assert set(found["verdict"]) == {NOT_MEASURED} and found["points"].isna().all()
+    assert tables.counted(found) == (f"0 of {len(statements.statements())} statements of chapters 2 and 3 can be "
+                                     "judged by these rows.")
+    assert len(tables.verdicts(found)) == len(found) and tables.published_lines() == []
+    assert tables.literature(literature.beside({})).xs(literature.HERE, level="who").eq(NOT_MEASURED).all(axis=None)
+
+
+def test_what_ships_is_judged_as_its_file_says():
+    """Verdicts among the published rows are those of the scores beside them, and README tells them."""
+    found = tables.published_verdicts()
+    assert tables.counted(found) in " ".join((paths.root() / "README.md").read_text(encoding="utf-8").split())
+    if (paths.published() / compact.VERDICTS).is_file():
+        scored = compact.read(paths.published() / f"{compact.NAME}.jsonl")
+        measured = {one.id for one in statements.statements() if verdicts._sets(one, scored)}
+        assert measured == set(found.loc[found["verdict"] != NOT_MEASURED, "statement"])
+        for kind in (f"{compact.NAME}.jsonl", f"{compact.NAME}_*.npz"):
+            assert sum(file.stat().st_size for file in paths.published().glob(kind)) <= 3e6
+
+
+@pytest.mark.slow
+def test_what_ships_is_judged_again_from_what_ships_alone():
+    found = tables.published_verdicts()
+    file = paths.published() / f"{compact.NAME}.jsonl"
+    if not file.is_file():
+        pytest.skip("no such rows are published yet")
+    scored = compact.read(file)
+    again = pd.DataFrame(records(verdicts.judge(statements.statements(), scored), scored))
+    assert again["verdict"].tolist() == found["verdict"].tolist()
+    numbers = ["points", "low", "high"]
+    np.testing.assert_allclose(again[numbers].astype(float), found[numbers], atol=1e-3)
+    assert again["scores_one"].tolist() == found["scores_one"].tolist()

@@ -1,10 +1,15 @@
 """The command `thesis reproduce`: the configurations of chapters 2 and 3 on real pictures."""
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from thesis_lib.core import results
+from thesis_lib.core import files, results
 from thesis_lib.core.errors import ThesisError
+
+if TYPE_CHECKING:
+    from thesis_lib.evaluation.verdicts import Scored
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -14,24 +19,37 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
                                  "memory banks of each configuration on each category. Says beforehand how long it "
                                  "takes. What is there already is not measured again, so the same command goes on "
                                  "where it was interrupted.")
-    parser.add_argument("--data", action="append", required=True, help="folder of categories, or one category; may be "
+    parser.add_argument("--data", action="append", default=[], help="folder of categories, or one category; may be "
                         "repeated")
     parser.add_argument("--category", action="append", default=[], help="only this one; may be repeated")
-    parser.add_argument("--weights", required=True, metavar="DIR", help="folder with NETWORK_*.safetensors of "
+    parser.add_argument("--weights", metavar="DIR", help="folder with NETWORK_*.safetensors of "
                         "resnet18, resnet34 and pdn_small")
     parser.add_argument("--part", action="append", default=[], help="only this part, such as levels; may be repeated "
                         "(--dry-run lists them)")
     parser.add_argument("--dry-run", action="store_true", help="say what is missing and how long it takes, and stop")
     parser.add_argument("--verdicts", action="store_true", help="measure nothing: say which statements hold by "
                         "what was measured")
+    parser.add_argument("--literature", action="store_true", help="measure nothing: set what was measured beside "
+                        "published values, and say which setting a gap is due to")
     parser.add_argument("--publish", metavar="DIR", help="measure nothing: write what was measured there, a line for "
-                        "each configuration, and the scores that verdicts need")
+                        "each configuration, the scores that verdicts need, and the verdicts")
+    parser.add_argument("--from", metavar="DIR", dest="shipped", help="with --verdicts or --literature: take what "
+                        "--publish wrote there, such as outputs/results/published, in place of --data and --weights")
     parser.set_defaults(do=_reproduce)
 
 
 def _reproduce(args: argparse.Namespace) -> int:
     from thesis_lib.data import folders
-    from thesis_lib.evaluation import reproduction
+    from thesis_lib.evaluation import compact, reproduction
+    if args.shipped:
+        if not (args.verdicts or args.literature) or args.data or args.weights:
+            raise ThesisError("--from needs --verdicts or --literature, and neither --data nor --weights")
+        lines = Path(args.shipped) / f"{compact.NAME}.jsonl"
+        if not lines.is_file():
+            raise ThesisError(f"{lines}: is not there; thesis reproduce --publish {args.shipped} writes it")
+        return _literature(results.read(lines)) if args.literature else _verdicts(compact.read(lines))
+    if not (args.data and args.weights):
+        raise ThesisError("needs --data and --weights, or --from")
     found: dict[str, Path] = {}         # name of a category -> folder that it lies in
     for given in args.data:
         root = folders.resolve(given)
@@ -48,9 +66,11 @@ def _reproduce(args: argparse.Namespace) -> int:
     waiting = [task for task, rows in zip(tasks, stored, strict=True) if not rows]
     measured = [row for rows in stored for row in rows]
     if args.publish:
-        return _publish(measured, Path(args.publish))
+        return _publish(measured, Path(args.publish), f"{len(tasks) - len(waiting)} of {len(tasks)}")
+    if args.literature:
+        return _literature(compact.lines(measured))
     if args.verdicts:
-        return _verdicts(measured)
+        return _verdicts(compact.of_rows(measured))
     print(f"{len(tasks)} configurations on {', '.join(found)}, {len(tasks) - len(waiting)} measured")
     for part in dict.fromkeys(task.part for task in waiting):
         of_part = [task for task in waiting if task.part == part]
@@ -68,18 +88,48 @@ def _reproduce(args: argparse.Namespace) -> int:
     return 0
 
 
-def _publish(rows: list[results.Row], folder: Path) -> int:
-    from thesis_lib.evaluation import compact
+def _publish(rows: list[results.Row], folder: Path, measured: str) -> int:
+    import pandas as pd
+
+    from thesis_lib.evaluation import compact, verdicts
     from thesis_lib.evaluation.statements import statements
-    sides = {side.id for statement in statements() for pair in statement.pairs for side in (pair.one, pair.two)}
-    for file in compact.write(rows, folder, "real", sides):
+    if not rows:
+        raise ThesisError("--publish: nothing of these parts was measured yet")
+    asked = statements()
+    sides = {side.id for statement in asked for pair in statement.pairs for side in (pair.one, pair.two)}
+    written = compact.write(rows, folder, scores_of=sides)
+    # Judged by what was written, so that it can be told again from these files alone.
+    scored = compact.read(written[0])
+    records = verdicts.records(verdicts.judge(asked, scored), scored)
+    written.append(folder / compact.VERDICTS)
+    files.write(written[-1], pd.DataFrame(records).to_csv(index=False))
+    for file in written:
         print(f"{file}  {file.stat().st_size / 1e6:.2f} MB")
+    print(f"{measured} configurations were measured")
     return 0
 
 
-def _verdicts(rows: list[results.Row]) -> int:
-    from thesis_lib.evaluation import compact, verdicts
+def _verdicts(scored: "Mapping[tuple[str, str], Scored]") -> int:
+    import pandas as pd
+
+    from thesis_lib.evaluation import verdicts
     from thesis_lib.evaluation.statements import statements
     from thesis_lib.report import tables
-    print(tables.verdicts(verdicts.judge(statements(), compact.of_rows(rows))).to_string(index=False))
+    records = pd.DataFrame(verdicts.records(verdicts.judge(statements(), scored), scored))
+    print(tables.verdicts(records).to_string(index=False))
+    print(tables.counted(records))
+    return 0
+
+
+def _literature(lines: list[results.Row]) -> int:
+    from thesis_lib.evaluation import literature
+    from thesis_lib.report import tables
+    found = literature.measured(lines)
+    told = {"Image AUROC, pixel AUROC and PRO, here and as published (%)": tables.literature(literature.beside(found)),
+            "What one setting changes of the usual configuration here (points of image AUROC)":
+                literature.experiments(found).round(2),
+            f"Published values of the same network that differ by more than {literature.GAP:g} points":
+                literature.gaps(found).round(2)}
+    for title, table in told.items():
+        print(f"{title}\n\n{table.to_string(na_rep='not measured')}\n")
     return 0

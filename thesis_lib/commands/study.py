@@ -34,7 +34,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", command
     parser.add_argument("--budget", type=budget, metavar="TIME", help="milliseconds a picture may take, 50ms or 0.2s "
                         "(default: any)")
     parser.add_argument("--device", choices=("here", "pi4"), default="here", help="whose milliseconds count: this "
-                        "machine's, measured, or those of a Raspberry Pi 4B, predicted (default here)")
+                        "machine's, measured, or those of a bundle on a Raspberry Pi 4B, predicted (default here)")
     parser.add_argument("--quick", action="store_true", help="one seed, at most 60 pictures to learn from and 60 to "
                         "test with; the sizes stay")
     parser.add_argument("--trained", action="store_true", help="SimpleNet, EfficientAD and Uninformed Students, too, "

@@ -15,6 +15,8 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,7 @@ import numpy as np
 from PIL import Image
 
 from thesis_lib.core.errors import ThesisError
+from thesis_lib.core.threads import usable_cpus
 from thesis_lib.data.scenes import SCENES, Random, photograph
 
 if TYPE_CHECKING:
@@ -80,9 +83,12 @@ def write(root: Path, *, categories: Iterable[str] = CATEGORIES, seed: int = 0, 
     work = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
     try:
         digest, done, total = hashlib.sha256(), 0, len(categories) * (train + good + defective)
-        for category in categories:
-            for folder, number, index, defect in _plan(category, train, good, defective):
-                picture, mask = render(category, seed=seed, index=index, size=size, defect=defect)
+        planned = [(category, *picture) for category in categories
+                   for picture in _plan(category, train, good, defective)]
+        # Drawn side by side, as NumPy lets other threads run; saved and counted in their order.
+        with _drawing() as pool:
+            drawn = pool.map(lambda one: render(one[0], seed=seed, index=one[3], size=size, defect=one[4]), planned)
+            for (category, folder, number, _, defect), (picture, mask) in zip(planned, drawn, strict=True):
                 _save(work / category / folder / f"{number:03d}.png", picture, digest)
                 if defect:
                     name = work / category / "ground_truth" / defect / f"{number:03d}_mask.png"
@@ -100,6 +106,16 @@ def write(root: Path, *, categories: Iterable[str] = CATEGORIES, seed: int = 0, 
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return root
+
+
+@contextmanager
+def _drawing() -> Iterator[ThreadPoolExecutor]:
+    """A thread per processor; whoever stops does not wait for what is still to be drawn."""
+    pool = ThreadPoolExecutor(usable_cpus())
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _draw(key: tuple[int, ...], size: int, defect: str | None) -> np.ndarray:

@@ -86,7 +86,7 @@ def export(detector: Detector, category: Category, preprocess: Preprocess, folde
     planned = crossfit.plan(detector, category.train, order)
     crossfit.check_asked(category, planned, detector, false_alarms, recall)
     make = _check(detector, category, preprocess, folder, planned)
-    added = additions.check(detector, category, [Path(picture) for picture in add]) if add else ()
+    added = additions.check(detector, category, [Path(picture) for picture in add], preprocess) if add else ()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         work = Path(temporary) / "bundle"

@@ -21,6 +21,8 @@ from thesis_lib.evaluation.configuration import Configuration
 from thesis_lib.evaluation.statements import id_of
 from thesis_lib.evaluation.verdicts import Scored
 
+NAME = "real"                   # of the files that `thesis reproduce` publishes
+VERDICTS = f"{NAME}_verdicts.csv"                                       # records of `evaluation.verdicts` beside them
 KIND = "auroc_banks"            # of a row with the values of all banks; "auroc" is that of one bank
 EACH = ("image_auroc", "pixel_auroc", "pro")                            # a list of them, one for each bank
 SAME = ("configuration", "method", "parameters", "weights", "preprocess", "engine", "category", "data", "n_train",
@@ -29,7 +31,7 @@ LABELS = "labels"               # name in an archive, beside the configurations
 SIGNIFICANT = 5                 # digits of a value in a line; the AUROC of 119 by 41 pictures has steps of 0.02 points
 
 
-def write(rows: Iterable[results.Row], folder: Path, name: str,
+def write(rows: Iterable[results.Row], folder: Path, name: str = NAME,
           scores_of: Iterable[str] | None = None) -> list[Path]:
     """NAME.jsonl with a line for each configuration and category, and NAME_CATEGORY.npz with their scores: the files.
 
@@ -38,23 +40,28 @@ def write(rows: Iterable[results.Row], folder: Path, name: str,
     """
     wanted = None if scores_of is None else set(scores_of)
     archives: dict[str, dict[str, np.ndarray]] = defaultdict(dict)
-    lines = []
+    written_lines = []
     for (configuration, category), banks in _groups(rows).items():
         line = _line(banks)
         if wanted is None or id_of(Configuration.from_row(banks[0])) in wanted:
             scores = np.array([row["scores"] for row in banks], np.float32)
             archives[category] |= {LABELS: np.array(banks[0]["labels"], np.int8), configuration: scores}
             line["scores"] = {"file": f"{name}_{category}.npz", "sha256": files.digest(scores)}
-        lines.append(line)
+        written_lines.append(line)
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / f"{name}.jsonl"]
-    files.write(written[0], "".join(map(results.line, lines)))
+    files.write(written[0], "".join(map(results.line, written_lines)))
     for category, arrays in archives.items():
         content = io.BytesIO()
         np.savez_compressed(content, **arrays)          # type: ignore[arg-type]  # of numpy, for allow_pickle
         written.append(folder / f"{name}_{category}.npz")
         files.write(written[-1], content.getvalue())
     return written
+
+
+def lines(rows: Iterable[results.Row]) -> list[results.Row]:
+    """A line for each configuration and category, as `write` writes them but without scores and interval."""
+    return [_facts(banks) for banks in _groups(rows).values()]
 
 
 def read(file: Path) -> dict[tuple[str, str], Scored]:
@@ -111,14 +118,18 @@ def _groups(rows: Iterable[results.Row]) -> dict[tuple[str, str], list[results.R
 
 
 def _line(banks: Sequence[results.Row]) -> results.Row:
-    """One row of those of all banks: `rows` are their ids, `seconds` of the fit the mean."""
+    """One row of those of all banks, with the interval of their mean."""
+    low, high = metrics.auroc_interval(banks[0]["labels"], np.array([row["scores"] for row in banks]))
+    return _facts(banks) | results.plain({"image_auroc_low": _short(low), "image_auroc_high": _short(high)})
+
+
+def _facts(banks: Sequence[results.Row]) -> results.Row:
+    """What the rows of all banks say but for the scores: `rows` are their ids, `fit_s` is the mean."""
     first = banks[0]
     line: results.Row = {"kind": KIND, "id": files.digest(json.dumps([row["id"] for row in banks]))[:12]}
     line |= {name: first[name] for name in SAME} | {"seeds": [row["seed"] for row in banks]}
     line |= {name: [_short(row[name]) for row in banks] for name in EACH if first.get(name) is not None}
-    low, high = metrics.auroc_interval(first["labels"], np.array([row["scores"] for row in banks]))
-    return results.plain(line | {"image_auroc_low": _short(low), "image_auroc_high": _short(high),
-                                 "fit_s": _short(float(np.mean([row["fit_s"] for row in banks]))),
+    return results.plain(line | {"fit_s": _short(float(np.mean([row["fit_s"] for row in banks]))),
                                  "rows": [row["id"] for row in banks],
                                  "finished": max(row["finished"] for row in banks)})
 

@@ -1,9 +1,9 @@
 """Scores of nominal pictures by detectors that have not learned from them: what a threshold can be set by.
 
 A detector and the training pictures go in, a score of each picture comes out. What was learned scores too low, so
-PatchCore, PaDiM and SPADE learn once for each of five folds, from the others; the network runs once over all pictures.
-A fold's detector has learned from four fifths and scores otherwise than the final one, PaDiM's higher, PatchCore's with
-few bank rows lower: the rate that a threshold promises is approximate (docs/guides/measurements.md).
+PatchCore, PaDiM and SPADE learn once for each of twenty folds, from the others; the network runs once over all
+pictures. A fold's detector must score as the final one does: one of five folds, which has learned from four fifths,
+does not, and promises broke (docs/guides/measurements.md). PaDiM's scores are worked out without learning anew.
 A detector that is trained keeps back a share of the pictures for this and learns once.
 """
 
@@ -23,9 +23,10 @@ from thesis_lib.core.preprocess import Preprocess, Sample
 from thesis_lib.core.seeds import seed_of
 from thesis_lib.data.folders import Category
 from thesis_lib.data.pictures import Pictures
-from thesis_lib.evaluation import thresholds
+from thesis_lib.evaluation import gaussians, thresholds
 from thesis_lib.evaluation.thresholds import Promise
-from thesis_lib.methods.base import Detector, Prediction
+from thesis_lib.methods.base import Detector, Prediction, blur
+from thesis_lib.methods.padim import PaDiM
 from thesis_lib.methods.trained import Trained, held_out
 from thesis_lib.networks import backbones, engines
 from thesis_lib.networks.backbones import Features
@@ -33,7 +34,8 @@ from thesis_lib.networks.maps import Extracted, Stored
 from thesis_lib.patches.embedding import OUTSIDE
 
 log = logging.getLogger("thesis_lib")
-FOLDS = 5
+FOLDS = 20              # of a threshold
+COARSE = 5              # where the folds' own good pictures must be enough to be counted: an AUROC, changes of light
 ORDERS = {"blocks": "blocks of consecutive file names", "shuffled": "pictures drawn at random"}
 HELD_OUT = 0.2          # share of the training pictures that is kept back for a trained detector that keeps none itself
 
@@ -54,12 +56,12 @@ class Plan:
         return sum(map(len, self.folds)) or len(self.held)
 
 
-def plan(detector: Detector, samples: Sequence[Sample], order: str = "blocks") -> Plan:
+def plan(detector: Detector, samples: Sequence[Sample], order: str = "blocks", most: int = FOLDS) -> Plan:
     """How the scores come about for these training pictures; nothing is read.
 
     order: blocks takes folds of consecutive file names, numbers counting as numbers: neighbours in a series resemble
     each other, and a picture whose neighbour was learned scores too low. shuffled draws them by the detector's seed.
-    Fewer pictures than folds are folds of one. EfficientAD and Uninformed Students keep back what they do anyway
+    Fewer pictures than `most` folds are folds of one. EfficientAD and Uninformed Students keep back what they do anyway
     (`held_out`), SimpleNet a fifth, drawn by its seed. Raises ThesisError where too few are left to learn from.
     """
     one_of("order", order, ORDERS)
@@ -78,8 +80,8 @@ def plan(detector: Detector, samples: Sequence[Sample], order: str = "blocks") -
     numbers = sorted(everything, key=lambda number: _natural(samples[number]))
     if order == "shuffled":
         numbers = np.random.default_rng(seed_of("split", detector.seed)).permutation(count).tolist()
-    folds = tuple(tuple(sorted(fold.tolist())) for fold in np.array_split(numbers, min(FOLDS, count)))
-    few = f", as there are fewer than {FOLDS}" if count < FOLDS else ""
+    folds = tuple(tuple(sorted(fold.tolist())) for fold in np.array_split(numbers, min(most, count)))
+    few = f", as there are fewer than {most}" if count < most else ""
     return Plan(folds, everything, (), f"all {count} training pictures, each scored after learning from the others but "
                 f"its fold; {len(folds)} folds of {ORDERS[order]}{few}", order)
 
@@ -121,6 +123,23 @@ def fitted(detector: Detector, network: backbones.Backbone | engines.Exported, m
     return copy.learn(copy.gather_nominal(maps))
 
 
+def left_out(detector: Detector, network: backbones.Backbone | engines.Exported, maps: Stored,
+             folds: Sequence[Sequence[int]],
+             added: Stored | None = None) -> Iterator[tuple[tuple[int, ...], Iterable[Prediction]]]:
+    """Numbers and predictions of pictures by detectors that have not learned from their fold. added: `fitted_folds`.
+
+    Those of PaDiM come at once, without a fit for each fold, where every pixel counts.
+    """
+    if isinstance(detector, PaDiM) and not (maps.preprocess and maps.preprocess.masked):
+        copy = replace(detector)
+        heat = gaussians.left_out(copy, copy.gather_nominal(joined(maps, added)), folds)
+        scores = blur(heat, detector.sigma).flatten(1).amax(dim=1)
+        yield tuple(sorted(itertools.chain.from_iterable(folds))), [Prediction(scores, heat)]
+        return
+    for learner, part in fitted_folds(detector, network, maps, folds, added):
+        yield part.numbers, predictions(learner, part)
+
+
 def predictions(detector: Detector, maps: Extracted | Stored) -> Iterator[Prediction]:
     """Of all pictures whose feature maps these are, a batch at a time; by all stages but the first, the network."""
     _, *stages = detector.stages.values()
@@ -139,8 +158,8 @@ def cross_fitted(detector: Detector, network: backbones.Backbone | engines.Expor
     of: what else is to be known of n predicted pictures, (n, ...); then the result is (N, ...).
     """
     found: dict[int, np.ndarray] = {}
-    for learner, part in fitted_folds(detector, network, maps, folds, added):
-        found |= zip(part.numbers, (of or scores_of)(predictions(learner, part)), strict=True)
+    for numbers, predicted in left_out(detector, network, maps, list(folds), added):
+        found |= zip(numbers, (of or scores_of)(predicted), strict=True)
     absent = np.full_like(next(iter(found.values())), np.nan)
     return np.array([found.get(number, absent) for number in range(len(maps.samples))])
 

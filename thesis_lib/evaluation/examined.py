@@ -148,16 +148,26 @@ def _in_folds(detector: Detector, category: Category, preprocess: Preprocess, pl
     """The network runs once over all pictures, whatever learns from them."""
     images = Pictures(category.train, preprocess, batch_size)
     network = detector.network(detector.levels, images)
-    maps, nominal, highest = Stored(Extracted(network, images)), np.empty(planned.n), []
-    for other, part in crossfit.fitted_folds(detector, network, maps, planned.folds):
-        found = dict(zip(part.numbers, crossfit.scores_of(crossfit.predictions(other, part)).tolist(), strict=True))
-        nominal[list(found)] = list(found.values())
-        top = Part(maps, _top(found))
-        heats = _heats(crossfit.predictions(other, top), preprocess)
-        highest += [(number, found[number], heat) for number, heat in zip(top.numbers, heats, strict=True)]
+    maps, nominal = Stored(Extracted(network, images)), np.empty(planned.n)
+    top: list[tuple[int, float, Prediction, int]] = []          # the last is the row of that batch
+    for numbers, predicted in crossfit.left_out(detector, network, maps, planned.folds):
+        place = iter(numbers)
+        for batch in predicted:
+            new = [(next(place), score, batch, row) for row, score in enumerate(batch.score.tolist())]
+            for number, score, *_ in new:
+                nominal[number] = score
+            # No more batches are kept than pictures are shown: a map is worked out when it is asked for.
+            top = sorted([*top, *new], key=lambda one: -one[1])[:SHOWN]
+    highest = [(number, score, batch.full_map(preprocess.shape)[row].numpy()) for number, score, batch, row in top]
     learned = crossfit.fitted(detector, network, maps)
+    other, held = learned, tuple[int, ...]()
+    if category.labels.all():
+        # One of few folds, so that it has good pictures enough to count.
+        coarse = crossfit.plan(detector, category.train, planned.order, crossfit.COARSE)
+        ((other, part),) = crossfit.fitted_folds(detector, network, maps, coarse.folds[-1:])
+        held = part.numbers
     tested = Stored(Extracted(network, Pictures(category.test, preprocess, batch_size)))
-    return _Learned(learned, nominal, highest, other, part.numbers,
+    return _Learned(learned, nominal, highest, other, held,
                     lambda numbers: crossfit.predictions(learned, Part(tested, numbers)))
 
 

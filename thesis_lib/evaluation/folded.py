@@ -1,7 +1,7 @@
 """Image AUROC without good test pictures: good training pictures are scored by detectors that did not learn from them.
 
 Detectors, a category with good training and defective test pictures go in, one row per detector and seed comes out. In
-each fold of `crossfit.plan` the held-out good pictures and all defective ones are scored by the detector that has
+each of five folds the held-out good pictures and all defective ones are scored by the detector that has
 learned from the other good ones; the AUROC is the mean over the folds. Scores of different folds come from different
 detectors and are never put together.
 """
@@ -43,7 +43,8 @@ def evaluate_folded(detectors: Mapping[str, Detector], category: Category, prepr
     rows = {} if force else {key: row for key, subject in subjects.items() if (row := results.find("folds", subject))}
     missing = [key for key in subjects if key not in rows]
     for name in dict.fromkeys(name for name, _ in missing):
-        crossfit.check(detectors[name], category.train, preprocess, crossfit.plan(detectors[name], category.train))
+        planned = crossfit.plan(detectors[name], category.train, most=crossfit.COARSE)
+        crossfit.check(detectors[name], category.train, preprocess, planned)
     for name, seed in missing:
         if isinstance(detectors[name], Trained):
             fold = _held(detectors[name].reseeded(seed), category, preprocess, batch_size)
@@ -84,7 +85,7 @@ def _measured(detectors: Mapping[str, Detector], groups: scores.Groups, category
     kept, tested = (maps if isinstance(maps, Stored) else Stored(maps) for maps in (good, bad))
     for name, seed in (key for keys in groups for key in keys):
         detector = detectors[name].reseeded(seed)
-        planned = crossfit.plan(detector, category.train)
+        planned = crossfit.plan(detector, category.train, most=crossfit.COARSE)
         folds = crossfit.fitted_folds(detector, network, kept, planned.folds)
         yield (name, seed), [(part.numbers, *(crossfit.scores_of(crossfit.predictions(learner, maps)).tolist()
                                               for maps in (part, tested))) for learner, part in folds]

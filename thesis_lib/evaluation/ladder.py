@@ -14,7 +14,7 @@ from thesis_lib.core.errors import ThesisError
 from thesis_lib.core.preprocess import DataError, Preprocess, at_centres, in_pixels, read_rgb, rectangle, size_of
 from thesis_lib.data.folders import Category, squeezing
 from thesis_lib.evaluation import crossfit
-from thesis_lib.evaluation.crossfit import FOLDS
+from thesis_lib.evaluation.crossfit import COARSE
 from thesis_lib.methods.base import Detector, PatchDetector
 from thesis_lib.methods.efficientad import EfficientAD
 from thesis_lib.methods.padim import PaDiM
@@ -96,7 +96,7 @@ def ladder(category: Category, preprocess: Preprocess, *, backbone: str = "resne
     need be `usable`.
     """
     given: dict[str, Any] = {"backbone": backbone, "weights": weights, "engine": engine}
-    left = len(category.train) - math.ceil(len(category.train) / min(FOLDS, len(category.train)))
+    left = len(category.train) - math.ceil(len(category.train) / min(COARSE, len(category.train)))
     rungs = []
 
     def patchcore(prepared: Preprocess, level: int) -> Rung:
@@ -126,7 +126,7 @@ def usable(rungs: Sequence[Rung], category: Category) -> tuple[list[Rung], list[
     for rung in rungs:
         try:
             crossfit.check(rung.detector, category.train, rung.preprocess,
-                           crossfit.plan(rung.detector, category.train))
+                           crossfit.plan(rung.detector, category.train, most=COARSE))
             if isinstance(rung.detector, PatchDetector) and not _fewest(rung.detector, rung.preprocess, category):
                 raise ThesisError("a picture has no patch whose middle lies inside; needs a larger picture or region")
         except DataError:

@@ -8,7 +8,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,10 +27,11 @@ from thesis_lib.patches.transforms import ACTIVATIONS, SCALINGS
 
 log = logging.getLogger("thesis_lib")
 SEEDS = 5
-# Seconds of one core per GFLOP of `work`, measured on `pill` with one thread of an AMD EPYC with bf16 units. A greedy
-# choice looks at few patches for most of its rows; the covariances are float64.
-RATES = {"patchcore": 0.012, "padim": 0.17, "spade": 0.0}
-PICTURE = 0.015         # seconds of one core per picture and configuration: reading maps, embedding, metrics
+# Seconds of one core per GFLOP of `work`, measured on four sets with one thread of an AMD EPYC with bf16 units. A
+# greedy choice looks at few patches for most of its rows; the covariances are float64.
+RATES = {"patchcore": 0.0095, "padim": 0.085, "spade": 0.0}
+PICTURE = 0.003         # seconds of one core per picture and configuration: reading maps, embedding, metrics
+NETWORK = 0.025         # the same where a network sees the pictures for the first time; later its maps are read
 GRID = tuple(f"{kind}_k{k}_s{s}_p{p}" for kind, k, s, p in itertools.product(
     ("avg", "max", "avgmax"), (3, 5, 7, 9), (1, 2, 3), (0, 1, 2)) if p <= k // 2)
 ADAPTIVE = tuple(f"adaptive_{side}" for side in (5, 7, 10, 14, 28))
@@ -58,11 +59,19 @@ def patchcore(layers: Sequence[int] | None = (2, 3), preprocess: Preprocess | No
     return Side("patchcore", usual | changes, preprocess or Preprocess())
 
 
+def usual() -> dict[str, Side]:
+    """By method the configuration that others of it are held against."""
+    channels = {"layers": (1, 2, 3), "embedding": "identity", "backbone": "resnet18"}
+    return {"patchcore": patchcore(), "padim": Side("padim", channels | {"channels": 100}),
+            "spade": Side("spade", channels | {"k": 50, "search": "faiss"})}
+
+
 def parts() -> dict[str, Part]:
     """By name, in the order of measuring."""
     cropped, lanczos = Preprocess(crop=224), Preprocess(interpolation="lanczos")
-    channels = {"layers": (1, 2, 3), "embedding": "identity", "backbone": "resnet18"}
-    original = [patchcore(embedding="original_d256", bank=bank) for bank in ("0.1%", 1000, "1%")]
+    padim, spade = usual()["padim"], usual()["spade"]
+    # A smaller bank is the beginning of a larger one, so that the largest comes first.
+    original = [patchcore(embedding="original_d256", bank=bank) for bank in ("1%", 1000, "0.1%")]
     transforms = {name: tuple(
         patchcore(layers, backbone=backbone, tap="preactivation", activation=activation, scaling=scaling)
         for activation, scaling in itertools.product(ACTIVATIONS, SCALINGS))
@@ -74,16 +83,19 @@ def parts() -> dict[str, Part]:
     return {
         "levels": Part("Fig. 3.4 and 3.5", tuple(
             patchcore(layers) for layers in ((2, 3), (2,), (3,), (1, 2, 3), (1, 3), (1, 2), (1,))), True),
-        "padim": Part("sec. 2.7, 100 channels", (Side("padim", channels | {"channels": 100}),), True),
-        "spade": Part("sec. 2.6", tuple(Side("spade", channels | {"k": k, "search": "faiss"}) for k in (50, 1, 5, 10))),
+        "padim": Part("sec. 2.7, 100 channels", (padim,), True),
+        "spade": Part("sec. 2.6", tuple(
+            replace(spade, parameters={**spade.parameters, "k": k}) for k in (50, 1, 5, 10))),
         "resnet34": Part("Fig. 3.7 and 3.8, without level 3", tuple(
             patchcore(layers, backbone="resnet34") for layers in ((1,), (2,), (1, 2)))),
+        "pixels": Part("pixel AUROC and PRO beside published ones", (
+            patchcore(), padim, patchcore(preprocess=cropped), replace(padim, preprocess=cropped)), True),
         "input": Part("crop and interpolation of the author's code", tuple(
             patchcore(layers, preprocess) for preprocess in (cropped, lanczos) for layers in ((2,), (2, 3)))),
         "pooling_level_3": Part("Fig. 3.14 to 3.19: the whole grid, ResNet-18", tuple(
             patchcore((3,), embedding=embedding) for embedding in ("identity", *ADAPTIVE, *GRID))),
         "published": Part("what published values were measured with: larger banks, the paper's embedding", (
-            patchcore(bank="1%"), patchcore((1, 2, 3), bank="1%"), patchcore(embedding="original_d1024")), True),
+            patchcore(bank="1%"), patchcore(embedding="original_d1024")), True),
         "original": Part("Fig. 3.2, banks up to 1 %", tuple(original)),
         "search": Part("Fig. 3.3 and the score rules", (
             patchcore(search="cdist"), patchcore(search="cdist", score="author_cdist"),
@@ -98,11 +110,17 @@ def parts() -> dict[str, Part]:
         "transforms_34_2": Part("Fig. 3.23", transforms["34_2"]),
         "pdn": Part("Fig. 3.9", (patchcore(None, backbone="pdn_small", embedding="identity"),)),
         "padim_all": Part("sec. 2.7, 200 and all channels", tuple(
-            Side("padim", channels | {"channels": count}) for count in (200, None))),
+            replace(padim, parameters={**padim.parameters, "channels": count}) for count in (200, None))),
+        "others": Part("settings of other implementations, and larger pictures", (
+            replace(padim, preprocess=Preprocess(crop=224, interpolation="lanczos")),
+            replace(spade, parameters={**spade.parameters, "k": 5}, preprocess=cropped),
+            patchcore(preprocess=Preprocess(image_size=320)), patchcore(preprocess=cropped, bank="1%"),
+            patchcore(preprocess=cropped, bank="10%", score="reweighted", neighbours=9)), True),
         "original_large": Part("Fig. 3.2, 10 % and 100 %", tuple(
             patchcore(embedding="original_d256", bank=bank) for bank in ("10%", "100%"))),
         "published_large": Part("the same, the largest of them", (
-            patchcore(embedding="original_d1024", bank="1%"), patchcore(bank="10%")), True),
+            patchcore(embedding="original_d1024", bank="1%"), patchcore(bank="10%"),
+            patchcore((1, 2, 3), bank="1%")), True),
         "pooling_level_2_all": Part("Fig. 3.14 to 3.19: the whole grid, ResNet-34", tuple(
             patchcore((2,), backbone="resnet34", embedding=embedding)
             for embedding in ("identity", *ADAPTIVE, *GRID) if embedding not in shown_2)),
@@ -167,8 +185,16 @@ def stored(task: Task, weights: Callable[[str], str], seeds: int = SEEDS) -> lis
 
 def seconds(waiting: Iterable[Task]) -> float:
     """Of one core, for these: a rough guess."""
-    return sum(RATES[task.side.method] * work(task) + PICTURE * (len(task.category.train) + len(task.category.test))
-               for task in waiting)
+    whole, seen = 0.0, set()
+    for task in waiting:
+        pictures = len(task.category.train) + len(task.category.test)
+        whole += RATES[task.side.method] * work(task) + PICTURE * pictures
+        given = task.side.parameters
+        maps = task.category.name, task.side.preprocess, task.side.backbone, given.get("tap"), given.get("engine")
+        if maps not in seen:
+            seen.add(maps)
+            whole += NETWORK * pictures
+    return whole
 
 
 def reproduce(waiting: Sequence[Task], weights: Callable[[str], str], *,

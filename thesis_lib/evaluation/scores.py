@@ -8,8 +8,10 @@ all that gather alike, and the leading stages on the test pictures for all of th
 import itertools
 import logging
 import time
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Sized
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from functools import partial, reduce
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
@@ -21,6 +23,7 @@ from thesis_lib.core import identity, memory, results
 from thesis_lib.core.errors import ThesisError
 from thesis_lib.core.preprocess import Preprocess, in_pixels, size_of
 from thesis_lib.core.progress import track
+from thesis_lib.core.threads import usable_cpus
 from thesis_lib.data.folders import Category
 from thesis_lib.data.pictures import Pictures
 from thesis_lib.evaluation import metrics
@@ -227,24 +230,26 @@ def _score(fitted: Mapping[K, Detector], maps: Extracted | Stored,
         batches = track(maps.pictures(), len(maps.images) if isinstance(maps.images, Sized) else None, "pictures")
     for batch in batches:
         # 1. The leading stages, once for all: those after the network, whose maps are here.
-        embedded = batch
-        for stage in stages[first_key][1:shared]:
-            embedded = stage(embedded)
+        embedded = _through(batch, stages[first_key][1:shared])
         # 2. The stages up to the last one, once for all detectors that these do not tell apart.
-        searched: dict[Hashable, Any] = {}
+        distinct = {detector.found_by or key: key for key, detector in fitted.items()}
+        finders = {alike: partial(_through, embedded, stages[key][shared:-1]) for alike, key in distinct.items()}
+        with ThreadPoolExecutor(usable_cpus()) as pool:
+            alone = {alike: pool.submit(finders.pop(alike)) for alike, key in distinct.items() if fitted[key].serial}
+            searched = {alike: find() for alike, find in finders.items()}
+        searched |= {alike: found.result() for alike, found in alone.items()}
         for key, detector in fitted.items():
-            *search, score = stages[key][shared:]
-            alike = detector.found_by or key
-            if alike not in searched:
-                searched[alike] = embedded
-                for stage in search:
-                    searched[alike] = stage(searched[alike])
             # 3. The last stage of each.
-            prediction = score(searched[alike])
+            prediction = stages[key][-1](searched[detector.found_by or key])
             scores[key].append(prediction.score.double())
             if with_maps:       # worked out now, so that what a late map needs can go
                 predictions.setdefault(key, []).append(replace(prediction, located=prediction.map))
     return {key: torch.cat(values).numpy() for key, values in scores.items()}, predictions
+
+
+def _through(value: Any, stages: Sequence[Callable]) -> Any:
+    """What the stages make of it, one after the other."""
+    return reduce(lambda before, stage: stage(before), stages, value)
 
 
 def _steps(detector: Detector) -> list[int]:

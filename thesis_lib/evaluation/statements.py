@@ -5,7 +5,7 @@ a statement holds: `evaluation.verdicts`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -65,6 +65,12 @@ class Pair:
     two: Side
     points: float | None = None
 
+    def __str__(self) -> str:
+        """What the two sides differ in, "layers 2 | layers 1"; before it the levels where both have the same."""
+        levels = self.one.parameters.get("layers")
+        both = f"{differing(self.one, self.two)} | {differing(self.two, self.one)}"
+        return f"layers {_text(levels)}: {both}" if levels and levels == self.two.parameters.get("layers") else both
+
 
 @dataclass(frozen=True)
 class Statement:
@@ -80,6 +86,24 @@ class Statement:
     margin: float = MARGIN
     sets: tuple[str, ...] = ()
     wrong: str = ""
+
+
+def differing(side: Side, other: Side) -> str:
+    """What a side has otherwise than another one, in words; of the parameters those that one of both names.
+
+    >>> differing(Side("patchcore", {"bank": 9}, Preprocess(crop=224)), Side("patchcore", {"layers": (2, 3)}))
+    'layers 2, bank 9, crop 224'
+    """
+    named = {"method", *side.parameters, *other.parameters}
+    given, compared = ({"method": one.method} | one.detector("random").parameters() | asdict(one.preprocess)
+                       for one in (side, other))
+    named |= set(asdict(side.preprocess))
+    return ", ".join(f"{name} {_text(value)}" for name, value in given.items()
+                     if name in named and (name not in compared or value != compared[name]))
+
+
+def _text(value: Any) -> str:
+    return "+".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
 def id_of(configuration: Configuration) -> str:

@@ -12,9 +12,11 @@ Letters: G good and B defective pictures, S banks, R resamples, H hypotheses.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from thesis_lib.core import files
 from thesis_lib.core.errors import ThesisError
 from thesis_lib.evaluation.statements import Pair, Statement
 from thesis_lib.evaluation.wins import Wins
@@ -23,6 +25,9 @@ LEVEL = 0.95
 RESAMPLES = 20_000
 TOGETHER = "together"           # in place of the name of a set: the mean of all
 HOLDS, CONTRADICTED, OPEN = "holds", "contradicted", "open"
+NOT_MEASURED = "not measured"   # in a record, of a statement that has no set
+NOTHING = {"on": "", "points": None, "low": None, "high": None, "p": None, "says": "", "rows_one": "", "scores_one": "",
+           "rows_two": "", "scores_two": ""}                            # of a record, before there is anything to tell
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,34 @@ def judge(statements: Sequence[Statement], scored: Mapping[tuple[str, str], Scor
         found[number].append(Difference(pair, on, points, low, high, p, says(statements[number], low, high)))
     return [Verdict(statement, _verdict(statement, differences), tuple(differences), *facts)
             for statement, differences, facts in zip(statements, found, used, strict=True)]
+
+
+def records(found: Iterable[Verdict], scored: Mapping[tuple[str, str], Scored]) -> list[dict[str, Any]]:
+    """One for each pair on each set and together, flat, as a file holds them: numbers in points, p, the verdict of the
+    whole statement, and of both sides the ids of the rows and the hash of their scores as float32.
+
+    A statement that was not measured has one for each pair, without numbers.
+    """
+    flat: list[dict[str, Any]] = []
+    for one in found:
+        stated = one.statement
+        told = {"statement": stated.id, "section": stated.section, "text": stated.text, "kind": stated.kind,
+                "verdict": one.verdict if one.sets else NOT_MEASURED}
+        for pair in stated.pairs:
+            empty = told | {"pair": str(pair), "thesis": pair.points} | NOTHING
+            numbers = [each for each in one.differences if each.pair == pair]
+            for each in sorted(numbers, key=lambda each: each.on == TOGETHER):
+                record = empty | {"on": each.on, "p": float(f"{each.p:.4g}"), "says": each.says}
+                record |= {name: round(getattr(each, name), 4) for name in ("points", "low", "high")}
+                for name, side in (("one", pair.one), ("two", pair.two)):
+                    if each.on != TOGETHER:
+                        of = scored[side.id, each.on]
+                        record[f"rows_{name}"] = " ".join(of.rows)
+                        record[f"scores_{name}"] = files.digest(np.asarray(of.scores, np.float32))[:12]
+                flat.append(record)
+            if not numbers:
+                flat.append(empty)
+    return flat
 
 
 def says(statement: Statement, low: float, high: float) -> str:

@@ -234,6 +234,11 @@ class Detector(_Offered):
         """
         return None
 
+    @property
+    def serial(self) -> bool:
+        """Whether the stages after the shared ones keep to one thread: several detectors can then be asked at once."""
+        return False
+
     def adopt(self, other: "Detector") -> None:
         """Take over what `gather` left in a detector with the same `collected_by`."""
         vars(self).update({name: value for name, value in vars(other).items() if name.endswith("_")})

@@ -116,6 +116,10 @@ class PatchCore(PatchDetector):
         k = scoring.RULES[self.score].searched(self.neighbours)
         return k, *(value for name, value in self.parameters().items() if name not in ("score", "neighbours"))
 
+    @property
+    def serial(self) -> bool:
+        return self.search == "cdist"
+
     def check_pictures(self, count: int, size: Size) -> None:
         super().check_pictures(count, size)
         places, dim = self.shape(size)

@@ -13,6 +13,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as _Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, StrMethodFormatter
 from matplotlib.transforms import ScaledTranslation
 from numpy.typing import ArrayLike
 from PIL import Image
@@ -185,6 +186,42 @@ def pareto(table: pd.DataFrame, front: pd.DataFrame, cost: str, gain: str, group
     names = [f"{number}  {name}" for number, name in enumerate(front.index, 1)]
     figure.legend([Line2D([], [], ls="none") for _ in names], names, loc="outside right upper", fontsize=7,
                   handlelength=0, handletextpad=0, title="the front", alignment="left")
+    return figure
+
+
+def left_out(table: pd.DataFrame, named: Sequence[str] = ()) -> Figure:
+    """Predicted / published of networks that were left out, against milliseconds: a panel for each `engine`.
+
+    table: columns engine, network, ms, ratio; the named networks have colours of their own. The band reaches from the
+    lowest to the highest.
+    """
+    engines = list(dict.fromkeys(table["engine"]))
+    figure = Figure(figsize=(9.6, 5.4), layout="constrained", dpi=100)
+    axes = figure.subplots(-(-len(engines) // 3), min(3, len(engines)), sharex=True, sharey=True, squeeze=False).ravel()
+    for axis in axes[len(engines):]:
+        axis.set_axis_off()
+    seen = dict.fromkeys(named)
+    for axis, (engine, points) in zip(axes, table.groupby("engine", sort=False), strict=False):
+        axis.axhspan(points["ratio"].min(), points["ratio"].max(), color=GOOD, alpha=0.1, lw=0)
+        axis.axhline(1, color="0.3", lw=1)
+        rest = points[~points["network"].isin(named)]
+        axis.plot(rest["ms"], rest["ratio"], "o", color="0.55", ms=4)
+        for number, name in enumerate(named):
+            own = points[points["network"] == name]
+            if len(own):
+                (seen[name],) = axis.plot(own["ms"], own["ratio"], "o", color=f"C{number}", ms=6, label=name)
+        axis.set_title(f"{engine}, n = {len(points)}", fontsize=10)
+        axis.set(xscale="log", yscale="log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axis.yaxis.set_major_locator(FixedLocator([0.3, 0.5, 0.7, 1, 1.5, 2, 3]))
+        for of in (axis.xaxis, axis.yaxis):
+            of.set_major_formatter(StrMethodFormatter("{x:g}"))
+            of.set_minor_formatter(NullFormatter())
+    figure.supxlabel("milliseconds, published", fontsize=10)
+    figure.supylabel("predicted / published", fontsize=10)
+    handles = [handle for handle in seen.values() if handle is not None]
+    if handles:
+        figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), fontsize=8)
     return figure
 
 

@@ -12,6 +12,9 @@ import pandas as pd
 from thesis_lib.batch.plan import Task, plan, read_json
 from thesis_lib.core import paths, results
 from thesis_lib.core.errors import ThesisError
+from thesis_lib.evaluation import literature
+from thesis_lib.evaluation.verdicts import NOT_MEASURED
+from thesis_lib.report import tables
 from thesis_lib.report.pages import page
 
 CHAPTERS = {"Begin here": ("00",), "Chapter 2, foundations": ("01", "02", "03", "04", "05", "06"),
@@ -46,7 +49,9 @@ def build(profile: str) -> Path:
     with open(source / "index.md", "a", encoding="utf-8") as index:
         for caption, numbers in CHAPTERS.items():
             index.write(_contents(caption, [name for name in pages if name.startswith(numbers)]))
+        index.write(_contents("Statements of the thesis", ["statements"]))
         index.write(_contents("How to", sorted(f"guides/{file.stem}" for file in (source / "guides").glob("*.md"))))
+    (source / "statements.md").write_text(_statements(), encoding="utf-8")
     # 3. The pages, each with a link to the rows that it shows, and these as files.
     for name, content in pages.items():
         if rows[name]:
@@ -74,6 +79,22 @@ def _rows(task: Task) -> list[Path]:
 def _contents(caption: str, names: list[str]) -> str:
     listed = "\n".join(names)
     return f"\n```{{toctree}}\n:caption: {caption}\n:maxdepth: 1\n\n{listed}\n```\n" if names else ""
+
+
+def _statements() -> str:
+    """Page of what the rows that ship say of the statements of chapters 2 and 3, and of others' values."""
+    judged = tables.published_verdicts()
+    measured = literature.measured(tables.published_lines())
+    told = {f"# Chapters 2 and 3 on real pictures\n\n{tables.counted(judged)} How they are judged is told in "
+            "[What was measured](guides/measurements.md). Differences are points of image AUROC with their interval.":
+                tables.verdicts(judged).drop(columns="statement"),
+            "## Beside published values\n\nImage AUROC, pixel AUROC and PRO in %, with the settings.":
+                tables.literature(literature.beside(measured)).reset_index(),
+            "## What a setting changes\n\nPoints of image AUROC, against the usual configuration here.":
+                literature.experiments(measured).reset_index()}
+    shown = [f"{text}\n\n{table.to_html(index=False, na_rep=NOT_MEASURED, float_format='{:+.2f}'.format, border=0)}"
+             for text, table in told.items()]
+    return "\n\n".join(shown) + "\n"
 
 
 def _table(name: str, files: list[Path]) -> str:

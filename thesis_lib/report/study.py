@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from thesis_lib.core import files, stamp
+from thesis_lib.evaluation import engines, on_pi
 from thesis_lib.evaluation.examined import Seen
 from thesis_lib.evaluation.lines import Line
 from thesis_lib.evaluation.robustness import GEOMETRIC
@@ -112,7 +113,8 @@ def _quality(line: Line, counted: bool) -> str:
 def _predicted(line: Line) -> str:
     if line.pi4 is None:
         return "not predicted"
-    return f"{milliseconds(line.pi4.ms)} ({study_words.spread(line.pi4.low, line.pi4.high)})"
+    return (f"{milliseconds(line.pi4.ms)} ({study_words.spread(line.pi4.low, line.pi4.high)})"
+            f"{', extrapolated' * line.pi4.extrapolated}")
 
 
 def _pictures(study: Study) -> str:
@@ -212,12 +214,17 @@ def _pi(study: Study) -> str:
     line = study.looked_at
     if line.pi4 is None:
         return ""
+    rests = engines.model(on_pi.BUNDLE)
+    further = (" No network of this kind was among them, so this is an extrapolation and may be further off."
+               if line.pi4.extrapolated else "")
     return ("<h2>On a Raspberry Pi 4B</h2>"
             f"<p><b>Predicted, not measured:</b> {escape(line.rung.name)} would take about "
-            f"{milliseconds(line.pi4.ms)} a picture in float32, {milliseconds(line.pi4.low)} to "
-            f"{milliseconds(line.pi4.high)}. The prediction rests on three networks that the "
-            "thesis timed there; on those that it had not seen it was wrong by a factor of up to "
-            f"{line.pi4.factor:.1f}. <code>thesis measure</code> says the truth.</p>")
+            f"{milliseconds(line.pi4.ms)} a picture in float32 with ONNX Runtime on a Pi 4B at 1.8 GHz, "
+            f"{milliseconds(line.pi4.low)} to {milliseconds(line.pi4.high)}. The prediction rests on "
+            f"{len(rests.ratios)} networks that others timed there with that engine; of those that it had not seen it "
+            f"said {min(rests.ratios.values()):.2f} to {max(rests.ratios.values()):.2f} times the measured time."
+            f"{further} Two configurations whose times differ by less than a factor of {rests.pair:.1f} it cannot tell "
+            "apart, unless one is a part of the other. <code>thesis measure</code> says the truth.</p>")
 
 
 def _next(study: Study, source: Sequence[str], weights: str) -> str:

@@ -6,6 +6,7 @@ Rows of `core.results` go in, as `evaluation` returns them or as they lie on dis
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ import pandas as pd
 
 from thesis_lib.core import paths, results
 from thesis_lib.core.errors import ThesisError
-from thesis_lib.evaluation import metrics
-from thesis_lib.evaluation.statements import Pair
+from thesis_lib.core.preprocess import Preprocess
+from thesis_lib.evaluation import compact, metrics
+from thesis_lib.evaluation.literature import HERE
+from thesis_lib.evaluation.statements import statements
 from thesis_lib.evaluation.thesis import STAGES, bars_of
-from thesis_lib.evaluation.verdicts import TOGETHER, Verdict
+from thesis_lib.evaluation.verdicts import CONTRADICTED, HOLDS, NOT_MEASURED, OPEN, TOGETHER, judge, records
 from thesis_lib.networks import weightfiles
 
 NEEDED = "needs ImageNet weights"
@@ -26,7 +29,8 @@ NO_INTERVAL = "none: one kind has a single picture"
 
 def all_rows() -> pd.DataFrame:
     """All rows measured here and those published with the project, one line each, nested facts as `parameters.layers`;
-    `origin` is own or published. Raises ThesisError naming a file that is no row.
+    `origin` is own or published. Raises ThesisError naming a file that is no row. Lines of several banks are none: see
+    `published_lines`.
     """
     published = paths.published()
     files = [file for file in sorted(paths.results().rglob("*.json*")) if published not in file.parents]
@@ -35,7 +39,7 @@ def all_rows() -> pd.DataFrame:
     for file in files:
         if file.suffix in (".json", ".jsonl"):
             origin = "published" if published in file.parents else "own"
-            rows += [row | {"origin": origin} for row in results.read(file)]
+            rows += [row | {"origin": origin} for row in results.read(file) if row["kind"] != compact.KIND]
     return pd.json_normalize(rows)
 
 
@@ -64,37 +68,57 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def verdicts(found: Iterable[Verdict]) -> pd.DataFrame:
-    """One line per pair of each statement: the thesis' difference in points of AUROC and, on each set and on all
-    together, ours with its corrected interval; the verdict is that of the whole statement, on these sets.
+def published_verdicts() -> pd.DataFrame:
+    """Records of `evaluation.verdicts` that ship with the project, one line each; where there are none, those of
+    statements that were not measured.
     """
+    file = paths.published() / compact.VERDICTS
+    if file.is_file():
+        return pd.read_csv(file, dtype={"section": str}, keep_default_na=False, na_values={
+            name: [""] for name in ("thesis", "points", "low", "high", "p")})
+    return pd.DataFrame(records(judge(statements(), {}), {}))
+
+
+def verdicts(found: pd.DataFrame) -> pd.DataFrame:
+    """One line per pair of each statement, of records: the thesis' difference in points of AUROC and, on each set and
+    on all together, ours with its corrected interval; the verdict is that of the whole statement, on these sets.
+    """
+    same = ["section", "text", "kind", "pair", "thesis", "verdict"]
+    sets = [*sorted(set(found["on"]) - {"", TOGETHER}), TOGETHER]
     lines = []
-    for one in found:
-        for pair in one.statement.pairs:
-            line: dict[str, Any] = {"id": one.statement.id, "section": one.statement.section,
-                                    "statement": one.statement.text, "kind": one.statement.kind, "pair": _sides(pair),
-                                    "thesis": np.nan if pair.points is None else pair.points}
-            line |= {each.on: f"{each.points:+.2f} ({each.low:+.2f} to {each.high:+.2f})"
-                     for each in sorted(one.differences, key=lambda each: each.on == TOGETHER) if each.pair == pair}
-            lines.append(line | {"verdict": one.verdict})
-    table = pd.DataFrame(lines)
-    last = [name for name in (TOGETHER, "verdict") if name in table]
-    return table[[name for name in table if name not in last] + last]
+    for (statement, pair), each in found.groupby(["statement", "pair"], sort=False):
+        line = {"statement": statement} | each.iloc[0][same].to_dict() | {"pair": pair} | dict.fromkeys(sets, "")
+        line |= {one["on"]: f"{one['points']:+.2f} ({one['low']:+.2f} to {one['high']:+.2f})"
+                 for one in each.to_dict("records") if one["on"]}
+        line["thesis"] = "" if pd.isna(line["thesis"]) else f"{line['thesis']:+.2f}"
+        lines.append(line)
+    return pd.DataFrame(lines)[["statement", *same[:-1], *(sets if sets != [TOGETHER] else []), "verdict"]]
 
 
-def _sides(pair: Pair) -> str:
-    """What the two sides of a pair differ in, "layers 2 | layers 1"; before it the levels where both have the same."""
-    texts, levels = [], pair.one.parameters.get("layers")
-    named = {*pair.one.parameters, *pair.two.parameters}
-    given = [{"method": side.method} | {name: value for name, value in side.detector("random").parameters().items()
-                                        if name in named} for side in (pair.one, pair.two)]
-    for side, other in (given, given[::-1]):
-        differing = {name: value for name, value in side.items() if name not in other or value != other[name]}
-        texts.append(" ".join(f"{name} {'+'.join(map(str, value)) if isinstance(value, tuple) else value}"
-                              for name, value in differing.items()))
-    if levels and levels == pair.two.parameters.get("layers"):
-        return f"layers {'+'.join(map(str, levels))}: {' | '.join(texts)}"
-    return " | ".join(texts)
+def published_lines() -> list[results.Row]:
+    """Lines of `evaluation.compact` that ship with the project; none where there is no such file."""
+    file = paths.published() / f"{compact.NAME}.jsonl"
+    return results.read(file) if file.is_file() else []
+
+
+def literature(beside: pd.DataFrame) -> pd.DataFrame:
+    """`evaluation.literature.beside` in words: 95.0, "not measured" of ours, "" of what others do not tell."""
+    here = beside.index.get_level_values("who") == HERE
+    texts = beside.map(lambda value: "" if pd.isna(value) else f"{value:.1f}")
+    return texts.mask(texts.eq("") & here[:, None], NOT_MEASURED)
+
+
+def counted(found: pd.DataFrame) -> str:
+    """Records in a sentence: how many statements can be judged by them, on which sets, and how."""
+    verdict = found.drop_duplicates("statement")["verdict"]
+    judged, every = int((verdict != NOT_MEASURED).sum()), len(verdict)
+    text = f"{judged} of {every} statements of chapters 2 and 3 can be judged by these rows"
+    if not judged:
+        return f"{text}."
+    sets = sorted(set(found["on"]) - {"", TOGETHER})
+    numbers = [f"{int((verdict == one).sum())} {words}" for one, words in (
+        (HOLDS, "hold"), (CONTRADICTED, "are contradicted"), (OPEN, "are open"))]
+    return f"{text}, on {', '.join(sets)}: {', '.join(numbers)}."
 
 
 def late(curve: pd.DataFrame, most: int = 5) -> pd.DataFrame:
@@ -179,6 +203,7 @@ def published(by: Sequence[str], **fixed: str) -> pd.DataFrame:
     """
     rows = all_rows()
     rows = rows[(rows["origin"] == "published") & (rows["kind"] == "auroc") & (rows["method"] == "patchcore")]
+    rows = _with_lines(rows, pd.json_normalize([row for row in published_lines() if row["method"] == "patchcore"]))
     auroc, category, weights = 100 * rows["image_auroc"], rows["category"], rows["weights.source"]
     rows = rows.filter(like="parameters.").rename(columns=lambda name: name.removeprefix("parameters."))
     rows = rows.assign(layers=["+".join(map(str, levels)) for levels in rows["layers"]], auroc=auroc,
@@ -190,6 +215,18 @@ def published(by: Sequence[str], **fixed: str) -> pd.DataFrame:
             rows = rows[rows[name].isna() | (rows[name] == value)]
     table = rows.groupby(["category", "weights", *by], sort=False)["auroc"].agg(["mean", "min", "max", "count"])
     return table.set_axis(["AUROC %", "lowest bank", "highest bank", "banks"], axis=1)
+
+
+def _with_lines(rows: pd.DataFrame, lines: pd.DataFrame) -> pd.DataFrame:
+    """Rows of single banks, and those of lines of `compact` with the usual preprocessing and search; each bank once."""
+    if lines.empty:
+        return rows
+    lines = lines[lines["parameters.search"] == "faiss"]
+    for name, value in asdict(Preprocess()).items():
+        given = lines[f"preprocess.{name}"]
+        lines = lines[given.isna() if value is None else (given == value) | (name == "levels")]
+    lines = lines.explode(["image_auroc", "seeds"]).rename(columns={"seeds": "seed"}).astype({"image_auroc": float})
+    return pd.concat([rows, lines]).drop_duplicates(["configuration", "category", "seed"])
 
 
 def halves(figure: str, table: pd.DataFrame, times: Mapping[str, dict], on: str,
