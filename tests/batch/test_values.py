@@ -15,6 +15,7 @@ from thesis_lib.core import paths
 from thesis_lib.core.errors import ThesisError
 from thesis_lib.core.preprocess import SUFFIXES
 from thesis_lib.data import synthetic
+from thesis_lib.evaluation import on_pi
 from thesis_lib.evaluation.bars import thesis_bars
 from thesis_lib.evaluation.study import DEVICES
 from thesis_lib.evaluation.thesis import NETWORKS
@@ -189,9 +190,10 @@ def test_listed_values_are_those_of_the_library(declared):
              "layers": set("1234"), "level": set("1234"), "pooled": set("01234"),
              "patch_sizes": set(map(str, patchnets.LAYERS)), "source": {"procedural", "nominal"},
              "penalty": {"none", "procedural"}, "origin": {"own", "published"}, "device": set(DEVICES),
+             "runtime": {name for name, _ in on_pi.SERIES}, "runtime_precision": {name for _, name in on_pi.SERIES},
              "sizes": {name.removeprefix("ConvNeXt-") for name in NETWORKS if "ConvNeXt" in name}}
     whole = {"engine", "precision", "layers", "level", "pooled", "patch_sizes", "source", "penalty", "origin", "sizes",
-             "device"}
+             "device", "runtime", "runtime_precision"}
     for name, (_, _, comment) in declared.items():
         words, in_words = choices(comment)
         if name in known:

@@ -14,6 +14,7 @@ from thesis_lib.core.preprocess import Sample
 from thesis_lib.evaluation import crossfit, gaussians, promise
 from thesis_lib.evaluation.thresholds import Share
 from thesis_lib.methods import SPADE, EfficientAD, PaDiM, PatchCore, SimpleNet, UninformedStudents
+from thesis_lib.methods.padim import COVARIANCES
 from thesis_lib.networks.maps import Extracted, Stored
 from thesis_lib.patches.embedding import Patches
 
@@ -112,12 +113,13 @@ def test_scores_are_those_of_a_fit_on_the_other_pictures(category, small, name, 
     assert found.mean() > crossfit.scores_of(map(seen.predict, images)).mean(), "what was learned scores too low"
 
 
+@pytest.mark.parametrize("covariance", COVARIANCES)
 @pytest.mark.parametrize("eps", [0.01, 1e-6])
-def test_gaussians_without_a_block_are_those_of_a_fit_without_it(eps):
+def test_gaussians_without_a_block_are_those_of_a_fit_without_it(eps, covariance):
     """Folds of 1, 2 and 3 pictures of more channels than pictures are left; one picture is in no fold."""
     rng = np.random.default_rng(0)
     collected = (0.3 * rng.normal(size=(13, 6, 20)) + rng.normal(size=(6, 20))).astype(np.float32)
-    detector = PaDiM(weights="random", channels=16, eps=eps)
+    detector = PaDiM(weights="random", channels=16, eps=eps, covariance=covariance)
     detector.grid_, folds = (2, 3), ((4,), (0, 7), (1, 2, 3), (5, 6, 8), (9, 10, 11))
     found = gaussians.left_out(detector, collected, folds)
     assert found.shape == (12, 2, 3) and found.dtype == torch.float32

@@ -128,10 +128,9 @@ def left_out(detector: Detector, network: backbones.Backbone | engines.Exported,
              added: Stored | None = None) -> Iterator[tuple[tuple[int, ...], Iterable[Prediction]]]:
     """Numbers and predictions of pictures by detectors that have not learned from their fold. added: `fitted_folds`.
 
-    Those of PaDiM with the full covariance come at once, without a fit for each fold, where every pixel counts.
+    Those of PaDiM come at once, without a fit for each fold, where every pixel counts.
     """
-    masked = maps.preprocess and maps.preprocess.masked
-    if isinstance(detector, PaDiM) and detector.covariance == "full" and not masked:
+    if isinstance(detector, PaDiM) and not (maps.preprocess and maps.preprocess.masked):
         copy = replace(detector)
         heat = gaussians.left_out(copy, copy.gather_nominal(joined(maps, added)), folds)
         scores = blur(heat, detector.sigma).flatten(1).amax(dim=1)

@@ -4,8 +4,8 @@ What `PaDiM.gather` collects and folds go in, a map of each picture comes out: t
 price of one fit. A block of b pictures changes the scatter matrix of N by rank b only (Woodbury): with A = S + m eps I,
 m = N-b-1 and the block's deviations C (b, d) from the mean of all, the deviations from the mean of the others are M C,
 M = I + 1 1^T / (N-b), their scatter is S - C^T M C, and with G = C A^-1 C^T and T = M G the squared distances are
-m diag(T (I - T)^-1 M).
-Only for the full covariance. Letters: N training pictures and those added, P positions, d channels kept.
+m diag(T (I - T)^-1 M). Of a diagonal covariance sums of numbers take the place of matrices.
+Letters: N training pictures and those added, P positions, d channels kept.
 """
 
 from collections.abc import Sequence
@@ -28,6 +28,10 @@ def left_out(detector: PaDiM, collected: np.ndarray, folds: Sequence[Sequence[in
         place = slice(start, start + CACHED)
         vectors = torch.from_numpy(np.array(collected[:, place])[..., channels]).double().transpose(0, 1)  # (p, N, d)
         centred = vectors - vectors.mean(dim=1, keepdim=True)
+        if detector.covariance == "diagonal":
+            for fold in folds:
+                squared[list(fold), place] = _of_diagonal(centred, fold, detector.eps).T
+            continue
         scatter = centred.mT @ centred
         whitened: dict[int, torch.Tensor] = {}          # m -> C L^-T with A = L L^T, of all pictures
         for fold in folds:
@@ -42,6 +46,15 @@ def left_out(detector: PaDiM, collected: np.ndarray, folds: Sequence[Sequence[in
     numbers = sorted(number for fold in folds for number in fold)
     height, width = detector.grid_
     return squared[numbers].clamp(min=0).sqrt().float().unflatten(1, (height, width))
+
+
+def _of_diagonal(centred: torch.Tensor, fold: Sequence[int], eps: float) -> torch.Tensor:
+    """Squared distances (p, b) of a fold by the means and variances of the others; centred (p, N, d) adds up to 0."""
+    rows = centred[:, list(fold)]                                                       # (p, b, d)
+    left = centred.shape[1] - len(fold)
+    mean = -rows.sum(dim=1, keepdim=True) / left                                        # of the others, (p, 1, d)
+    scatter = (centred.square().sum(dim=1) - rows.square().sum(dim=1))[:, None] - left * mean.square()
+    return ((rows - mean).square() / (scatter.clamp(min=0) / (left - 1) + eps)).sum(dim=2)
 
 
 def _whitened(centred: torch.Tensor, scatter: torch.Tensor, ridge: float) -> torch.Tensor:
