@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from thesis_lib.evaluation import wins
 from thesis_lib.evaluation.lines import Line
 
-BUNDLED = ("patchcore", "simplenet", "efficientad")     # what `device.export` can write
+BUNDLED = ("patchcore", "padim", "simplenet", "efficientad")     # what `device.export` can write
 
 
 def recommend(lines: Sequence[Line], budget_ms: float | None,
