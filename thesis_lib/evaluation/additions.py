@@ -118,7 +118,7 @@ def check(detector: Detector, category: Category, pictures: Sequence[Path],
 
 def _check_saved_anew(category: Category, pictures: Sequence[Path], preprocess: Preprocess) -> None:
     """DataError for a picture that is far nearer to one test picture than to any other of the category: the same one in
-    another format or size. Pictures of which the test has two alike are not recognised.
+    another format. Pictures of which the test has two alike, and strong compression, are not recognised.
     """
     samples = (*category.train, *category.test)
     known = np.array([_small(sample.path, preprocess) for sample in samples])               # (n, d)
