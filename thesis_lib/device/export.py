@@ -73,7 +73,8 @@ def export(detector: Detector, category: Category, preprocess: Preprocess, folde
     Threshold: that of `thresholds.Promise`, from scores of nominal pictures that were not learned from, as
     `crossfit.plan` says. false_alarms, recall and order are those of `crossfit.promise`. PatchCore learns once for
     each fold and then from all pictures, PaDiM from all alone, on each engine. SimpleNet keeps back a fifth of
-    them and learns once on each engine, EfficientAD once, in torch, and has held out pictures itself. Each engine has a threshold of its own.
+    them and learns once on each engine, EfficientAD once, in torch, and has held out pictures itself. Each engine has a
+    threshold of its own.
     Expected scores are those of the library: torch, or its int8 network, and the search the detector names.
     add: pictures of good parts that are learned, too, and have no part in threshold and bands (`additions`).
     Raises ExportError for what a device cannot do, and BundleError where the finished bundle scores differently.
