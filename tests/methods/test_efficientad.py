@@ -267,7 +267,7 @@ def test_ranges_come_from_pictures_that_were_trained_on(by_engine, monkeypatch, 
 
     monkeypatch.setattr(engines.quantize, "qdq", qdq)
     monkeypatch.setattr(detector, "calibration", calibration)
-    detector.on("int8", collected)
+    detector.on("int8", collected.images)
     assert len(seen) == numbers and set(seen) <= set(trained)
 
 

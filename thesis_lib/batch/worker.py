@@ -140,6 +140,8 @@ def _end_with_parent(scratch: str) -> None:
 
 def _papermill(job: Mapping[str, Any]) -> tuple[str, str]:
     """The child's end of `execute`: state and message."""
+    # A check of addresses that jsonschema looks for and no notebook needs: its grammar takes a second of every page.
+    sys.modules["rfc3987_syntax"] = None                                        # type: ignore[assignment]
     import papermill
     import papermill.iorw
     from jupyter_client import AsyncKernelManager

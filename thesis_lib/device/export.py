@@ -294,7 +294,7 @@ def _networks(detector: EfficientAD, samples: Sequence[Sample], preprocess: Prep
     eager.learn(collected)
     held = [samples[number] for number in planned.held]
     for name, engine in bundle.ENGINES.items():
-        exported = eager.on(engine, collected, seven_bits=True)
+        exported = eager.on(engine, collected.images, seven_bits=True)
         assert exported.graph_ is not None                  # neither engine is eager
         outputs: Outputs = exported.stages["extraction"](example)
         maps = _convert(_combined_of(exported), outputs._asdict(), "maps")

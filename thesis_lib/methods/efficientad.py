@@ -159,12 +159,12 @@ class EfficientAD(Trained):
             self._teacher.to("cpu")
         if self.engine != "eager":
             for step in self.course_.kept:
-                self.course_.kept[step] = self.at(step).on(self.engine, collected).state()
+                self.course_.kept[step] = self.at(step).on(self.engine, collected.images).state()
             self._take(self.course_.kept[self.course_.step])
         return self
 
-    def on(self, engine: str, collected: TaughtPictures, seven_bits: bool | None = None) -> Self:
-        """What has been learned, on fast or int8; seven_bits as in `engines.int8`.
+    def on(self, engine: str, images: np.ndarray, seven_bits: bool | None = None) -> Self:
+        """What has been learned from images (N, 3, H, W), on fast or int8; seven_bits as in `engines.int8`.
 
         The ranges of int8 come from pictures that were trained on, its quantiles from its own maps of those held out:
         the ones of the float networks would belong to other maps.
@@ -174,14 +174,14 @@ class EfficientAD(Trained):
         model = engines.convert(_Networks(self), (torch.zeros(1, 3, self.side_, self.side_),), self._what,
                                 inputs=["images"], outputs=list(Outputs._fields),
                                 free={name: {0: "B"} for name in ("images", *Outputs._fields)})
-        trained, held = self.split(len(collected.images))
+        trained, held = self.split(len(images))
         if engine == "int8":
             chosen = evenly(sorted(trained), self.calibration)
-            images = (self._image(collected, number) for number in chosen)
-            model = engines.int8(model, f"int8, {self._what}", images, seven_bits)
+            shown = (_picture(images, number) for number in chosen)
+            model = engines.int8(model, f"int8, {self._what}", shown, seven_bits)
         other.graph_ = engines.Graph(model, self._what)
         if engine == "int8":
-            outputs = (other._outputs(self._image(collected, number)) for number in held)
+            outputs = (other._outputs(_picture(images, number)) for number in held)
             other.constants_ = self.constants_ | self._quantiles(outputs)
         return other
 
@@ -264,11 +264,6 @@ class EfficientAD(Trained):
             quantiles.append(np.quantile(heat, [self.low, self.high]).tolist())
         return {"quantiles": torch.tensor(quantiles)}
 
-    def _image(self, collected: TaughtPictures, number: int) -> torch.Tensor:
-        image = torch.from_numpy(np.array(collected.images[number:number + 1]))
-        memory.release(collected.images)
-        return image
-
     def _taken(self, collected: TaughtPictures, numbers: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Pictures of these numbers (B, 3, H, W), and what the teacher says of them (B, C, h, w)."""
         images = torch.from_numpy(np.array(collected.images[numbers])).to(self.torch_device)
@@ -308,6 +303,12 @@ class _Networks(nn.Module):
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return self.teacher(images), self.networks["student"](images), self.networks["autoencoder"](images)
+
+
+def _picture(images: np.ndarray, number: int) -> torch.Tensor:
+    image = torch.from_numpy(np.array(images[number:number + 1]))
+    memory.release(images)
+    return image
 
 
 def halves(student: PDN, shown: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
