@@ -120,6 +120,7 @@ def test_two_parameter_cells_and_no_notebook_are_refused(folder):
     ({"notebooks": {"01_on": {}}}, "'01_on'; did you mean 01_one"),
     ({"skip": ["02_too"]}, "'02_too'; did you mean 02_two"),
     ({"skip": "02_two"}, "skip cannot be"),
+    ({"only": ["02_too"]}, "'02_too'; did you mean 02_two"),
     ({"default": {}}, "'default'; did you mean defaults"),
     ({"timeout_s": None}, "timeout_s is missing"),
     ({"timeout_s": 0}, "timeout_s cannot be 0")])
@@ -182,6 +183,8 @@ def test_defaults_variants_overrides_and_selection(folder, tmp_path):
     assert len(set(names)) == 2 and all(name.startswith("02_two@") for name in names)
     with pytest.raises(BatchError, match="fits nothing; there are: 02_two"):
         tasks_of(folder, only=["01"])
+    profile(folder, only=["01_one"])
+    assert {t.notebook.stem for t in tasks_of(folder)} == {"01_one"}
 
 
 def test_a_notebook_runs_once_for_each_category(folder, tmp_path):

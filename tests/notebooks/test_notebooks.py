@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -15,7 +16,8 @@ import yaml
 
 from thesis_lib.batch import worker
 from thesis_lib.batch.plan import parameters_of, plan
-from thesis_lib.core import paths
+from thesis_lib.core import paths, results
+from thesis_lib.networks import weightfiles
 from thesis_lib.report import pages, tables
 
 SOURCES = sorted(paths.notebooks().glob("*.ipynb"))
@@ -67,16 +69,35 @@ def test_results_depend_on_nothing_typed_twice():
     """The titles in README's table and those of the notebooks are the same."""
     readme = (paths.root() / "README.md").read_text(encoding="utf-8")
     lines = list(tables.contents("nothing executed").itertuples())
-    assert len(lines) == len(SOURCES) == readme.count("](outputs/rendered/") - 2 == 19      # two stand in the text
+    assert len(lines) == len(SOURCES) == readme.count("](outputs/rendered/") - 2 == 20      # two stand in the text
     for line in lines:
         title, file = re.match(r"\[(.*)\]\((.*)\)", line.notebook).groups()
         assert f"| [{title}](outputs/rendered/{file}) | {line.thesis} | {line.question} |" in readme
 
 
 def test_profiles_plan():
-    for profile in yaml.safe_load((paths.notebooks() / "runs.yml").read_text(encoding="utf-8")):
+    profiles = yaml.safe_load((paths.notebooks() / "runs.yml").read_text(encoding="utf-8"))
+    for profile in profiles.keys() - {"real"}:
         order = [task.notebook.stem for task in plan(profile)]
         assert sorted(set(order)) == [file.stem for file in SOURCES] and order[-1] == "00_start_here"
+    assert [task.notebook.stem for task in plan("real")] == ["19_real_pictures"]
+
+
+@pytest.mark.slow
+def test_the_profile_real_measures_a_folder_and_goes_on(make_category, tmp_path):
+    """From a folder of pictures and one of weights to the page: five draws of PaDiM, and seconds for a second call."""
+    (tmp_path / "weights").mkdir()
+    shutil.copy(weightfiles.bundled("resnet18"), tmp_path / "weights" / "resnet18_own.safetensors")
+    command = [sys.executable, "-m", "thesis_lib.commands.main", "run", "--profile", "real", "-p",
+               f"data={make_category()}", "-p", f"weights={tmp_path / 'weights'}", "-p", "parts=[padim]"]
+    environment = os.environ | {"THESIS_OUTPUTS": str(tmp_path / "outputs")}
+    for state in ("done", "skipped"):
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert ended.returncode == 0 and f"1 notebooks: 1 {state}" in ended.stdout, ended.stdout + ended.stderr
+    page = (tmp_path / "outputs" / "notebooks" / "real" / "19_real_pictures.ipynb").read_text(encoding="utf-8")
+    assert "0 of 1 configurations are measured" in page and "padim: 1 of 1 measured" in page and "padim: usual" in page
+    [line] = results.read(tmp_path / "outputs" / "real" / "real.jsonl")
+    assert len(line["image_auroc"]) == 5 and line["image_auroc_low"] <= min(1, sum(line["image_auroc"]) / 5)
 
 
 def test_smoke_profile_runs_resumes_and_can_be_shown(demo_data, tmp_path):

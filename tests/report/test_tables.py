@@ -315,6 +315,23 @@ def test_verdicts_that_nobody_has_measured(monkeypatch, tmp_path):
     assert tables.literature(literature.beside({})).xs(literature.HERE, level="who").eq(NOT_MEASURED).all(axis=None)
 
 
+def test_bars_on_real_pictures_beside_the_thesis():
+    """Of the bars of Fig. 3.5 those that ship; a category's mean is that of its five banks."""
+    lines = tables.published_lines(paths.root() / "outputs" / "results" / "published")
+    table = tables.bars_on_real("3.5", lines)
+    assert set(table.index) <= set(bars_of("3.5")["label"]) and "Layer 2 & 3" in table.index
+    bar = table.loc["Layer 2 & 3"]
+    assert bar["thesis, MVTec AD %"] == bars_of("3.5").set_index("label").loc["Layer 2 & 3", "auroc_mvtec_pct"]
+    banks = [line["image_auroc"] for line in lines if line["category"] == "screw" and line["parameters"].items() >= {
+        "backbone": "resnet18", "layers": [2, 3], "embedding": "avg_k3_s1_p1", "bank": 1000, "search": "faiss",
+        "score": "max"}.items() and line["preprocess"]["crop"] is None
+        and line["preprocess"]["interpolation"] == "bilinear"]
+    assert len(banks) == 1 and bar["screw"].startswith(f"{100 * np.mean(banks[0]):.1f} (")
+    empty = tables.bars_on_real("3.5", [])
+    assert not len(empty) and "mean here %" in empty
+    assert not len(tables.bars_on_real("3.5", lines, embedding="identity"))
+
+
 def test_what_ships_is_judged_as_its_file_says():
     """Verdicts among the published rows are those of the scores beside them, and README tells them."""
     found = tables.published_verdicts()

@@ -22,8 +22,8 @@ from thesis_lib.core import files, identity, paths, stamp
 from thesis_lib.core.preprocess import pictures_in
 
 SETTINGS: dict[str, type | tuple[type, ...]] = {
-    "about": str, "timeout_s": (int, float), "defaults": dict, "notebooks": dict, "skip": list, "last": list,
-    "every_category": list}
+    "about": str, "timeout_s": (int, float), "defaults": dict, "notebooks": dict, "only": list, "skip": list,
+    "last": list, "every_category": list}
 log = logging.getLogger("thesis_lib")
 Parameter = tuple[Any, str, str]                    # default, type and help, as a notebook declares it
 
@@ -131,10 +131,11 @@ def plan(profile: str, *, only: str | Sequence[str] = (), overrides: Mapping[str
     everywhere = {name for parameters in declared.values() for name in parameters}
     for name in settings["defaults"]:
         known(name, everywhere, f"{where}, defaults: no notebook has the parameter")
-    for stem in [*settings["notebooks"], *settings["skip"], *settings["last"], *settings["every_category"]]:
+    for stem in [*settings["notebooks"], *settings["only"], *settings["skip"], *settings["last"],
+                 *settings["every_category"]]:
         known(stem, sources, f"{where}: there is no notebook")
     # 3. What was typed: which notebooks, and parameters that one of them has at least.
-    picked = _pick(only, [stem for stem in sources if stem not in settings["skip"]])
+    picked = _pick(only, [stem for stem in settings["only"] or sources if stem not in settings["skip"]])
     selected = {name for stem in picked for name in declared[stem]}
     for name in overrides:
         known(name, selected, "-p: no selected notebook has the parameter")
@@ -249,7 +250,7 @@ def _settings(profiles: Mapping[str, Mapping[str, Any]], profile: str) -> dict[s
             raise BatchError(f"runs.yml, {profile}: {name} cannot be {value!r}")
     if "timeout_s" not in given:
         raise BatchError(f"runs.yml, {profile}: timeout_s is missing (seconds for each notebook)")
-    return {"defaults": {}, "notebooks": {}, "skip": [], "last": [], "every_category": []} | given
+    return {"defaults": {}, "notebooks": {}, "only": [], "skip": [], "last": [], "every_category": []} | given
 
 
 def _pick(only: str | Sequence[str], stems: Sequence[str]) -> set[str]:

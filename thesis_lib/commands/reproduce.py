@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from thesis_lib.core import files, results
+from thesis_lib.core import results
 from thesis_lib.core.errors import ThesisError
 
 if TYPE_CHECKING:
@@ -62,9 +62,7 @@ def _reproduce(args: argparse.Namespace) -> int:
     categories = [folders.scan(root, name) for name, root in found.items()]
     weights = reproduction.weights_of(Path(args.weights).expanduser())
     tasks = reproduction.tasks(categories, args.part)
-    stored = [reproduction.stored(task, weights) for task in tasks]
-    waiting = [task for task, rows in zip(tasks, stored, strict=True) if not rows]
-    measured = [row for rows in stored for row in rows]
+    measured, waiting = reproduction.split(tasks, weights)
     if args.publish:
         return _publish(measured, Path(args.publish), f"{len(tasks) - len(waiting)} of {len(tasks)}")
     if args.literature:
@@ -89,20 +87,10 @@ def _reproduce(args: argparse.Namespace) -> int:
 
 
 def _publish(rows: list[results.Row], folder: Path, measured: str) -> int:
-    import pandas as pd
-
-    from thesis_lib.evaluation import compact, verdicts
-    from thesis_lib.evaluation.statements import statements
+    from thesis_lib.evaluation import reproduction
     if not rows:
         raise ThesisError("--publish: nothing of these parts was measured yet")
-    asked = statements()
-    sides = {side.id for statement in asked for pair in statement.pairs for side in (pair.one, pair.two)}
-    written = compact.write(rows, folder, scores_of=sides)
-    # Judged by what was written, so that it can be told again from these files alone.
-    scored = compact.read(written[0])
-    records = verdicts.records(verdicts.judge(asked, scored), scored)
-    written.append(folder / compact.VERDICTS)
-    files.write(written[-1], pd.DataFrame(records).to_csv(index=False))
+    written = reproduction.publish(rows, folder)
     for file in written:
         print(f"{file}  {file.stat().st_size / 1e6:.2f} MB")
     print(f"{measured} configurations were measured")

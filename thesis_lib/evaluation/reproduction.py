@@ -14,12 +14,13 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from thesis_lib.core import results
+from thesis_lib.core import files, results
 from thesis_lib.core.errors import ThesisError
 from thesis_lib.core.preprocess import Preprocess
 from thesis_lib.data.folders import Category
-from thesis_lib.evaluation import scores
-from thesis_lib.evaluation.statements import Side
+from thesis_lib.evaluation import compact, scores, statements, verdicts
+from thesis_lib.evaluation.configuration import Configuration
+from thesis_lib.evaluation.statements import Side, id_of
 from thesis_lib.methods.padim import PaDiM
 from thesis_lib.methods.patchcore import PatchCore
 from thesis_lib.patches import coreset
@@ -181,6 +182,48 @@ def stored(task: Task, weights: Callable[[str], str], seeds: int = SEEDS) -> lis
             return []
         rows.append(row)
     return rows
+
+
+def split(asked: Iterable[Task], weights: Callable[[str], str]) -> tuple[list[results.Row], list[Task]]:
+    """The rows of what was measured already, and the tasks that are left."""
+    rows: list[results.Row] = []
+    waiting = []
+    for task in asked:
+        found = stored(task, weights)
+        rows += found
+        if not found:
+            waiting.append(task)
+    return rows, waiting
+
+
+def overview(lines: Iterable[results.Row], waiting: Sequence[Task] = (), names: Sequence[str] = ()) -> pd.DataFrame:
+    """By part (all where none is named): what it stands for, its configurations on the categories of lines
+    (`compact.lines`) and tasks that wait, how many of them were measured, and minutes of one core for the rest.
+    """
+    there = {(id_of(Configuration.from_row(line)), line["category"]) for line in lines}
+    on = {category for _, category in there} | {task.category.name for task in waiting}
+    table = {}
+    for name in names or parts():
+        part = parts()[name]
+        measured = sum((side.id, category) in there for side in part.sides for category in on)
+        table[name] = {"what": part.figures, "configurations": len(part.sides) * len(on), "measured": measured,
+                       "minutes left": seconds(task for task in waiting if task.part == name) / 60}
+    return pd.DataFrame.from_dict(table, orient="index").rename_axis("part")
+
+
+def publish(rows: Iterable[results.Row], folder: Path) -> list[Path]:
+    """Lines, the scores that verdicts need, and the verdicts on the thesis' statements into a folder: the files.
+
+    Judged is what was written, so that it can be told again from these files alone.
+    """
+    asked = statements.statements()
+    sides = {side.id for statement in asked for pair in statement.pairs for side in (pair.one, pair.two)}
+    written = compact.write(rows, folder, scores_of=sides)
+    scored = compact.read(written[0])
+    records = verdicts.records(verdicts.judge(asked, scored), scored)
+    written.append(folder / compact.VERDICTS)
+    files.write(written[-1], pd.DataFrame(records).to_csv(index=False))
+    return written
 
 
 def seconds(waiting: Iterable[Task]) -> float:

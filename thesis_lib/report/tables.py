@@ -6,7 +6,7 @@ Rows of `core.results` go in, as `evaluation` returns them or as they lie on dis
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ from thesis_lib.core import paths, results
 from thesis_lib.core.errors import ThesisError
 from thesis_lib.core.preprocess import Preprocess
 from thesis_lib.evaluation import compact, metrics
+from thesis_lib.evaluation.bars import thesis_bars
+from thesis_lib.evaluation.configuration import Configuration
 from thesis_lib.evaluation.literature import HERE
-from thesis_lib.evaluation.statements import statements
+from thesis_lib.evaluation.statements import Side, id_of, statements
 from thesis_lib.evaluation.thesis import STAGES, bars_of
 from thesis_lib.evaluation.verdicts import CONTRADICTED, HOLDS, NOT_MEASURED, OPEN, TOGETHER, judge, records
 from thesis_lib.networks import weightfiles
@@ -68,11 +70,11 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def published_verdicts() -> pd.DataFrame:
-    """Records of `evaluation.verdicts` that ship with the project, one line each; where there are none, those of
-    statements that were not measured.
+def published_verdicts(folder: Path | None = None) -> pd.DataFrame:
+    """Records of `evaluation.verdicts` in a folder, by default those that ship with the project, one line each; where
+    there are none, those of statements that were not measured.
     """
-    file = paths.published() / compact.VERDICTS
+    file = (folder or paths.published()) / compact.VERDICTS
     if file.is_file():
         return pd.read_csv(file, dtype={"section": str}, keep_default_na=False, na_values={
             name: [""] for name in ("thesis", "points", "low", "high", "p")})
@@ -95,10 +97,41 @@ def verdicts(found: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines)[["statement", *same[:-1], *(sets if sets != [TOGETHER] else []), "verdict"]]
 
 
-def published_lines() -> list[results.Row]:
-    """Lines of `evaluation.compact` that ship with the project; none where there is no such file."""
-    file = paths.published() / f"{compact.NAME}.jsonl"
+def published_lines(folder: Path | None = None) -> list[results.Row]:
+    """Lines of `evaluation.compact` in a folder, by default those that ship with the project; none where no file is."""
+    file = (folder or paths.published()) / f"{compact.NAME}.jsonl"
     return results.read(file) if file.is_file() else []
+
+
+def on_real(sides: Mapping[str, Side], lines: Iterable[results.Row]) -> pd.DataFrame:
+    """Image AUROC of those sides of which there are published lines, a row for each label: of each category
+    "95.0 (91.2 to 97.0)", the mean of its banks and the 95 % interval of that, and the mean over categories.
+    """
+    found: dict[str, dict[str, results.Row]] = {}
+    for line in lines:
+        found.setdefault(id_of(Configuration.from_row(line)), {})[line["category"]] = line
+    table: dict[str, dict[str, Any]] = {}
+    for label, side in sides.items():
+        if side.id in found:
+            on = dict(sorted(found[side.id].items()))
+            means = {name: 100 * float(np.mean(line["image_auroc"])) for name, line in on.items()}
+            table[label] = {name: f"{means[name]:.1f} ({100 * line['image_auroc_low']:.1f} to "
+                                  f"{100 * line['image_auroc_high']:.1f})" for name, line in on.items()}
+            table[label]["mean here %"] = float(np.mean(list(means.values())))
+    names = sorted({category for of_side in found.values() for category in of_side})
+    return pd.DataFrame(list(table.values()), pd.Index(list(table), dtype="str"), [*names, "mean here %"])
+
+
+def bars_on_real(figure: str, lines: Iterable[results.Row], **changes: Any) -> pd.DataFrame:
+    """`on_real` for the bars of a figure, beside the thesis' mean over MVTec AD; changes: parameters that were measured
+    otherwise than the bar says.
+    """
+    sides = {label: Side("patchcore", {field.name: getattr(bar, field.name) for field in fields(bar)
+                                       if field.name not in ("weights", "seed")})
+             for label, bar in thesis_bars(figure, "random", **changes).items()}
+    table = on_real(sides, lines)
+    table.insert(0, "thesis, MVTec AD %", bars_of(figure).set_index("label")["auroc_mvtec_pct"].reindex(table.index))
+    return table
 
 
 def literature(beside: pd.DataFrame) -> pd.DataFrame:
