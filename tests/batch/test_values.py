@@ -9,7 +9,7 @@ import yaml
 from tests.batch.test_run import profile, tasks_of, write
 from thesis_lib.batch import run as runner
 from thesis_lib.batch import values
-from thesis_lib.batch.plan import parameters_of, pictures_below, plan
+from thesis_lib.batch.plan import files_of, parameters_of, pictures_below, plan
 from thesis_lib.batch.values import BatchError, choices, listed
 from thesis_lib.core import paths
 from thesis_lib.core.errors import ThesisError
@@ -168,6 +168,12 @@ def test_of_pictures_all_kinds_are_counted_and_no_hidden_one(tmp_path):
         (tmp_path / "data/set" / place / "000.jpeg").touch()
     assert len(names) == 12 and pictures_below("set") == pictures_below(str(tmp_path / "data/set")) == 12 + 1
     assert pictures_below("nowhere") == 0
+    (tmp_path / "data/linked").mkdir()
+    (tmp_path / "data/linked/pad").symlink_to(tmp_path / "data/set/pad")
+    before = files_of({"data": "linked"})
+    assert pictures_below("linked") == 12 + 1
+    (good / "one_more.png").touch()
+    assert files_of({"data": "linked"}) != before, "a picture more behind a link goes unnoticed"
 
 
 # ---- the notebooks of the project
@@ -198,7 +204,8 @@ def test_listed_values_are_those_of_the_library(declared):
         words, in_words = choices(comment)
         if name in known:
             assert words and set(words) <= known[name] and (set(words) == known[name] or name not in whole), name
-            assert in_words == {"weights": FILE, "source": FOLDER, "penalty": FOLDER}.get(name), name
+            said = {"weights": (FILE, "a folder of networks"), "source": (FOLDER,), "penalty": (FOLDER,)}
+            assert in_words in said.get(name, (None,)), name
         elif name == "embedding":
             for word in words:
                 embedding.parse(word.replace("N", "3").replace("p3", "p1"))
@@ -241,9 +248,10 @@ def test_wrong_values_for_the_notebooks(only, given, told):
 def test_a_value_that_is_right_for_the_others_alone_is_left_out_aloud(caplog):
     tasks = {task.name: task.effective["weights"] for task in plan("demo", overrides={"weights": "imagenet"})
              if "weights" in task.effective}
-    assert tasks.pop("13_efficientad") == "bundled" and set(tasks.values()) == {"imagenet"}
-    assert caplog.messages == ["-p weights, 13_efficientad: needs bundled | random | a .safetensors file that exists, "
-                               "not 'imagenet'; this notebook keeps its own"]
+    kept = {"13_efficientad": "bundled | random | a .safetensors file", "19_real_pictures": "bundled | a folder of networks"}
+    assert all(tasks.pop(name) == "bundled" for name in kept) and set(tasks.values()) == {"imagenet"}
+    assert caplog.messages == [f"-p weights, {name}: needs {right} that exists, not 'imagenet'; this notebook keeps its "
+                               "own" for name, right in kept.items()]
     with pytest.raises(BatchError, match="did you mean imagenet"):
         plan("demo", overrides={"weights": "imagenet2"})            # right for none
 
@@ -256,7 +264,7 @@ def test_demo_pictures_are_known_before_they_are_made():
 
 def test_the_dry_run_of_every_profile_says_whether_pictures_are_here():
     profiles = yaml.safe_load((paths.notebooks() / "runs.yml").read_text(encoding="utf-8"))
-    assert json.loads(json.dumps(list(profiles))) == ["smoke", "demo", "mvtec", "pi"]
+    assert json.loads(json.dumps(list(profiles))) == ["smoke", "demo", "mvtec", "real", "pi"]
     for name in profiles:
         if name == "mvtec":
             with pytest.raises(BatchError, match=r"data: .* has no folder 'mvtec_ad'"):

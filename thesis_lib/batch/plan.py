@@ -7,6 +7,7 @@ file to write. Notebooks are read here and never executed.
 import ast
 import json
 import logging
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -302,7 +303,8 @@ def files_of(parameters: Mapping[str, Any]) -> list[Any]:
             facts.append(made.read_text(encoding="utf-8"))
         elif place.is_dir():
             sizes = [(file.relative_to(place).as_posix(), file.stat().st_size)
-                     for file in place.rglob("*") if file.is_file()]
+                     for folder, _, names in os.walk(place, followlinks=True)
+                     for file in (Path(folder, name) for name in names) if file.is_file()]
             facts.append(files.digest(json.dumps(sorted(sizes))))
         elif place.is_file():
             facts.append([place.stat().st_size, place.stat().st_mtime_ns])

@@ -423,7 +423,7 @@ def maximum(path: Path) -> int:
 def pictures_in(folder: Path, below: bool = False) -> list[Path]:
     """Files of pictures in a folder, or in all below it, too, sorted; none where it is missing. See `hidden`."""
     found = []
-    for place, folders, names in os.walk(folder):
+    for place, folders, names in os.walk(folder, followlinks=True):         # a category may lie elsewhere
         folders[:] = [name for name in folders if below and not hidden(name)]
         found += [Path(place, name) for name in names if Path(name).suffix.lower() in SUFFIXES and not hidden(name)]
     return sorted(found)

@@ -6,6 +6,7 @@ flat, root/category/{OK, NOK}: see `data.flat`.
 
 import hashlib
 import logging
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -294,8 +295,9 @@ def _needs_good(folder: Path, good_name: str, alone: bool = True) -> None:
 
 def _ignored(folder: Path) -> int:
     """Pictures in and below a folder that `hidden` leaves out."""
-    every = [file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()]
-    return len(every) - len(pictures_in(folder, below=True))
+    every = sum(Path(name).suffix.lower() in SUFFIXES for _, _, names in os.walk(folder, followlinks=True)
+                for name in names)
+    return every - len(pictures_in(folder, below=True))
 
 
 def _pattern(name: str) -> str:
