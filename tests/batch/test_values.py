@@ -248,10 +248,11 @@ def test_wrong_values_for_the_notebooks(only, given, told):
 def test_a_value_that_is_right_for_the_others_alone_is_left_out_aloud(caplog):
     tasks = {task.name: task.effective["weights"] for task in plan("demo", overrides={"weights": "imagenet"})
              if "weights" in task.effective}
-    kept = {"13_efficientad": "bundled | random | a .safetensors file", "19_real_pictures": "bundled | a folder of networks"}
+    kept = {"13_efficientad": "bundled | random | a .safetensors file",
+            "19_real_pictures": "bundled | a folder of networks"}
     assert all(tasks.pop(name) == "bundled" for name in kept) and set(tasks.values()) == {"imagenet"}
-    assert caplog.messages == [f"-p weights, {name}: needs {right} that exists, not 'imagenet'; this notebook keeps its "
-                               "own" for name, right in kept.items()]
+    assert caplog.messages == [f"-p weights, {name}: needs {right} that exists, not 'imagenet'; this notebook keeps "
+                               "its own" for name, right in kept.items()]
     with pytest.raises(BatchError, match="did you mean imagenet"):
         plan("demo", overrides={"weights": "imagenet2"})            # right for none
 
