@@ -14,7 +14,7 @@ from thesis_lib.core import paths, results
 from thesis_lib.core.errors import ThesisError
 from thesis_lib.evaluation import literature
 from thesis_lib.evaluation.verdicts import NOT_MEASURED
-from thesis_lib.report import tables
+from thesis_lib.report import cells, tables
 from thesis_lib.report.pages import page
 
 CHAPTERS = {"Begin here": ("00",), "Chapter 2, foundations": ("01", "02", "03", "04", "05", "06"),
@@ -39,21 +39,28 @@ def build(profile: str) -> Path:
     # 1. Everything that can be wrong, before anything is written.
     tasks = plan(profile)
     pages = {task.name: json.loads(page(task)) for task in tasks}
-    rows = {task.name: _rows(task) for task in tasks}
+    return assemble(pages, {task.name: _rows(task) for task in tasks})
+
+
+def assemble(pages: dict[str, dict], rows: dict[str, list[Path]]) -> Path:
+    """The site of these notebooks by their names, each with the files of its result rows; SiteError as in `build`."""
     # 2. The guides, with a table of contents that names every page.
     source = paths.site() / "source"
     shutil.rmtree(source, ignore_errors=True)
     shutil.copytree(paths.guides(), source)
+    for guide in source.rglob("*.md"):
+        guide.write_text(cells.anchored(guide.read_text(encoding="utf-8"), pages), encoding="utf-8")
     (source / "extra" / "rows").mkdir(parents=True)
     (source / "rows").mkdir()
     with open(source / "index.md", "a", encoding="utf-8") as index:
         for caption, numbers in CHAPTERS.items():
             index.write(_contents(caption, [name for name in pages if name.startswith(numbers)]))
-        index.write(_contents("Statements of the thesis", ["statements"]))
+        index.write(_contents("The thesis", ["glossary", "statements"]))
         index.write(_contents("How to", sorted(f"guides/{file.stem}" for file in (source / "guides").glob("*.md"))))
     (source / "statements.md").write_text(_statements(), encoding="utf-8")
     # 3. The pages, each with a link to the rows that it shows, and these as files.
     for name, content in pages.items():
+        content["cells"] = _anchored(content["cells"])
         if rows[name]:
             link = f"---\nThe numbers of this page: [{len(rows[name])} result rows](rows/{name}.md)."
             content["cells"].append({"cell_type": "markdown", "id": "rows", "metadata": {}, "source": link})
@@ -74,6 +81,18 @@ def _rows(task: Task) -> list[Path]:
     except KeyError as row:
         raise SiteError(f"{task.name}: its result row {row.args[0]} is no longer in {paths.results()}; "
                         f"`thesis run --only {task.name.partition('@')[0]} --force` measures it again") from None
+
+
+def _anchored(page_cells: list[dict]) -> list[dict]:
+    """The cells of a page, each with the anchor that the guides link to."""
+    found = []
+    for cell in page_cells:
+        target = f"({cells.anchor(cell['id'])})=\n"
+        if cell["cell_type"] == "markdown":
+            found.append(cell | {"source": target + "".join(cell["source"])})
+        else:
+            found += [{"cell_type": "markdown", "id": f"to-{cell['id']}", "metadata": {}, "source": target}, cell]
+    return found
 
 
 def _contents(caption: str, names: list[str]) -> str:

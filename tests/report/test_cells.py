@@ -1,0 +1,64 @@
+"""Links to single cells of pages, and the tables of docs/ that consist of them."""
+
+import json
+import re
+from collections import Counter
+
+import pytest
+
+from thesis_lib.core import paths
+from thesis_lib.report import cells
+from thesis_lib.report.cells import Link
+
+GUIDES = sorted((paths.root() / "docs").rglob("*.md"))
+
+
+def page(name, folder="notebooks"):
+    """Cells of a page by their ids; none where there is no such page."""
+    file = paths.root() / folder / f"{name}.ipynb"
+    found = json.loads(file.read_text(encoding="utf-8"))["cells"] if file.is_file() else []
+    return {cell["id"]: cell for cell in found}
+
+
+def table(name):
+    return cells.rows((paths.root() / "docs" / name).read_text(encoding="utf-8"))
+
+
+def test_a_link_is_read_and_leads_to_its_anchor():
+    text = 'see [03-05](../outputs/rendered/03_x.ipynb "words"), [a-b](../../outputs/rendered/04_y.ipynb), [no](b.md)'
+    assert list(cells.links(text)) == [Link("03_x", "03-05", "words"), Link("04_y", "a-b")]
+    assert cells.anchored(text, {"03_x"}) == "see [03-05](#cell-03-05), `a-b`, [no](b.md)"
+
+
+def test_rows_of_tables_only():
+    text = "word\n\n| a | b |\n|---|---|\n| 1 | |\n| 2 | x |\n\nword\n\n| c |\n|---|\n| 3 |\n"
+    assert cells.rows(text) == [["1", ""], ["2", "x"], ["3"]]
+
+
+def test_a_cell_says_its_source_and_what_it_printed():
+    cell = {"source": ["two\n", "lines"], "outputs": [{"text": ["and  more\n"]}, {"data": {"text/plain": "a table"}}]}
+    assert cells.says(cell) == "two lines and more a table"
+
+
+@pytest.mark.parametrize("file", GUIDES, ids=lambda file: file.name)
+def test_every_link_leads_to_a_cell_with_its_words(file):
+    for link in cells.links(file.read_text(encoding="utf-8")):
+        source = page(link.page)
+        assert source, f"{link}: there is no such notebook"
+        both = [each[link.cell] for each in (source, page(link.page, "outputs/rendered")) if link.cell in each]
+        words = " ".join(link.words.split())
+        elsewhere = [name for name, cell in source.items() if words in cells.says(cell)]
+        assert link.cell in source, f"{link}: no such cell; these have its words: {elsewhere}"
+        assert any(words in cells.says(cell) for cell in both), f"{link}: it does not say so; these do: {elsewhere}"
+
+
+def test_the_glossary_has_each_term_once_with_its_cell_and_section():
+    terms = table("glossary.md")
+    assert 60 <= len(terms) <= 100
+    for column in (0, 1):
+        names = Counter(name.strip().casefold() for row in terms for name in row[column].split(","))
+        assert not [name for name, count in names.items() if count > 1 or not name]
+    for german, *_, where, section in terms:
+        (link,) = cells.links(where)
+        assert link.words, german
+        assert re.fullmatch(r"[1-6](\.\d)*(, [1-6](\.\d)+)*(, later state)?", section), german
