@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 
 from thesis_lib.core import paths
+from thesis_lib.evaluation.thesis import bars_of
 from thesis_lib.report import cells
 from thesis_lib.report.cells import Link
 
@@ -36,8 +37,9 @@ def test_rows_of_tables_only():
 
 
 def test_a_cell_says_its_source_and_what_it_printed():
-    cell = {"source": ["two\n", "lines"], "outputs": [{"text": ["and  more\n"]}, {"data": {"text/plain": "a table"}}]}
-    assert cells.says(cell) == "two lines and more a table"
+    table = {"text/plain": "a table", "text/html": ["<style>p {}\n</style><td>1 &amp;\n", " 2</td>"]}
+    cell = {"source": ["two\n", "lines"], "outputs": [{"text": ["and  more\n"]}, {"data": table}]}
+    assert cells.says(cell) == "two lines and more a table 1 & 2"
 
 
 @pytest.mark.parametrize("file", GUIDES, ids=lambda file: file.name)
@@ -62,3 +64,43 @@ def test_the_glossary_has_each_term_once_with_its_cell_and_section():
         (link,) = cells.links(where)
         assert link.words, german
         assert re.fullmatch(r"[1-6](\.\d)*(, [1-6](\.\d)+)*(, later state)?", section), german
+
+
+FIGURES = {2: 5, 3: 25, 4: 5, 5: 1}         # of each chapter of the thesis, its later state included
+TABLES = {2: 4}
+SHOWN = ("Measured: ", "Times measured; AUROC of the thesis only", "The thesis' values only",
+         "Another author's. In its place: ")
+
+
+def test_every_figure_and_table_of_the_thesis_is_in_the_index():
+    index = table("figures.md")
+    assert [row[0] for row in index] == [
+        f"{kind} {chapter}.{number}" for kind, counts in (("Fig.", FIGURES), ("Table", TABLES))
+        for chapter, count in counts.items() for number in range(1, count + 1)]
+    for name, title, where, shown in index:
+        (link,) = cells.links(where)
+        assert title and link.words and shown.startswith(SHOWN), name
+        whole = " ".join(cells.says(cell) for folder in ("notebooks", "outputs/rendered")
+                         for cell in [page(link.page, folder).get(link.cell, {"source": ""})])
+        number = name.split()[1]
+        heads = [cells.says(cell) for cell in page(link.page).values()]
+        if not shown.startswith("Another"):         # its own cell names it, or the page's first one and its words show it
+            assert re.search(rf"(?<![\d.]){re.escape(number)}(?!\d)", whole) or _named(number, heads[0]), name
+
+
+def test_what_the_index_calls_measured_has_bars_or_is_drawn_anew():
+    """Figures whose bars the thesis gives: measured or not, but never another author's."""
+    for name, _, _, shown in table("figures.md"):
+        kind, number = name.split()
+        try:
+            bars = len(bars_of(number)) if kind == "Fig." else 0
+        except KeyError:
+            bars = 0
+        assert not bars or not shown.startswith("Another"), name
+
+
+def _named(number, text):
+    """Whether a text names a figure, alone or inside of "3.4 to 3.8"."""
+    chapter, count = map(int, number.split("."))
+    spans = re.findall(r"(\d)\.(\d+)(?: to (\d)\.(\d+))?", text)
+    return any(int(a) == chapter and int(b) <= count <= int(d or b) for a, b, _, d in spans)

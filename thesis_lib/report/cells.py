@@ -4,11 +4,14 @@ In Markdown such a link is ``[03-05](../outputs/rendered/03_resnet_layers.ipynb 
 page, and words that stand in the cell. On a code host it leads to the page, on the site to the cell.
 """
 
+import html
 import re
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 
 LINK = re.compile(r'\[(?P<cell>[\w-]+)\]\((?:\.\./)+outputs/rendered/(?P<page>\w+)\.ipynb(?: "(?P<words>[^"]*)")?\)')
+
+TAGS = re.compile(r"<style.*?</style>|<[^>]+>", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -42,12 +45,14 @@ def rows(text: str) -> list[list[str]]:
 
 
 def says(cell: Mapping) -> str:
-    """Source and printed text of a notebook's cell on one line, each run of spaces as one."""
-    texts = [cell["source"]]
+    """Source and printed text of a notebook's cell on one line, each run of spaces as one; of tables the text alone."""
+    texts = ["".join(cell["source"])]
     for output in cell.get("outputs", []):
         data = output.get("data", {})
-        texts += [output.get("text", ""), data.get("text/plain", ""), data.get("text/markdown", "")]
-    return " ".join(" ".join("".join(text) for text in texts).split())
+        texts += ["".join(part) for part in (output.get("text", ""), data.get("text/plain", ""),
+                                             data.get("text/markdown", ""))]
+        texts.append(html.unescape(TAGS.sub(" ", "".join(data.get("text/html", "")))))
+    return " ".join(" ".join(texts).split())
 
 
 def anchored(text: str, known: Container[str]) -> str:
