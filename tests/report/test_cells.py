@@ -29,6 +29,7 @@ def test_a_link_is_read_and_leads_to_its_anchor():
     text = 'see [03-05](../outputs/rendered/03_x.ipynb "words"), [a-b](../../outputs/rendered/04_y.ipynb), [no](b.md)'
     assert list(cells.links(text)) == [Link("03_x", "03-05", "words"), Link("04_y", "a-b")]
     assert cells.anchored(text, {"03_x"}) == "see [03-05](#cell-03-05), `a-b`, [no](b.md)"
+    assert cells.anchored('[t.py](../tests/a/t.py "def x")', {}) == "`tests/a/t.py`"
 
 
 def test_rows_of_tables_only():
@@ -52,6 +53,20 @@ def test_every_link_leads_to_a_cell_with_its_words(file):
         elsewhere = [name for name, cell in source.items() if words in cells.says(cell)]
         assert link.cell in source, f"{link}: no such cell; these have its words: {elsewhere}"
         assert any(words in cells.says(cell) for cell in both), f"{link}: it does not say so; these do: {elsewhere}"
+
+
+@pytest.mark.parametrize("file", GUIDES, ids=lambda file: file.name)
+def test_every_link_to_a_file_leads_to_its_words(file):
+    for found in cells.FILE.finditer(file.read_text(encoding="utf-8")):
+        assert found["words"] and found["words"] in (paths.root() / found["path"]).read_text(encoding="utf-8"), found[0]
+
+
+def test_every_error_of_the_thesis_has_what_is_right_and_where():
+    errors = table("errors.md")
+    assert [int(number) for number, *_ in errors] == list(range(1, 45))
+    for number, wrong, right, where in errors:
+        found = [link.words for link in cells.links(where)] + [file["words"] for file in cells.FILE.finditer(where)]
+        assert wrong and right and found and all(found), number
 
 
 def test_the_glossary_has_each_term_once_with_its_cell_and_section():
@@ -84,7 +99,7 @@ def test_every_figure_and_table_of_the_thesis_is_in_the_index():
                          for cell in [page(link.page, folder).get(link.cell, {"source": ""})])
         number = name.split()[1]
         heads = [cells.says(cell) for cell in page(link.page).values()]
-        if not shown.startswith("Another"):         # its own cell names it, or the page's first one and its words show it
+        if not shown.startswith("Another"):     # its own cell names it, or the first one does and its words show it
             assert re.search(rf"(?<![\d.]){re.escape(number)}(?!\d)", whole) or _named(number, heads[0]), name
 
 

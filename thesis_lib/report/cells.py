@@ -1,7 +1,8 @@
 """Links of the guides to single cells of pages: anchors on the site, and what the tests hold them to.
 
 In Markdown such a link is ``[03-05](../outputs/rendered/03_resnet_layers.ipynb "top-1 error")``: the id of a cell, the
-page, and words that stand in the cell. On a code host it leads to the page, on the site to the cell.
+page, and words that stand in the cell. On a code host it leads to the page, on the site to the cell. A link to a file
+of the library or of the tests has words of it, too; the site, which has no such files, shows its path.
 """
 
 import html
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 
 LINK = re.compile(r'\[(?P<cell>[\w-]+)\]\((?:\.\./)+outputs/rendered/(?P<page>\w+)\.ipynb(?: "(?P<words>[^"]*)")?\)')
 
+FILE = re.compile(r'\[[\w.]+\]\((?:\.\./)+(?P<path>(?:tests|thesis_lib)/[\w./]+)(?: "(?P<words>[^"]*)")?\)')
 TAGS = re.compile(r"<style.*?</style>|<[^>]+>", re.DOTALL)
 
 
@@ -56,10 +58,10 @@ def says(cell: Mapping) -> str:
 
 
 def anchored(text: str, known: Container[str]) -> str:
-    """The text with every link to a cell of `known` pages as one to its anchor, and the others as plain code."""
+    """The text with every link to a cell of `known` pages as one to its anchor; others, and files, as plain code."""
     def one(found: re.Match) -> str:
         return f"[{found['cell']}](#{anchor(found['cell'])})" if found["page"] in known else f"`{found['cell']}`"
-    return LINK.sub(one, text)
+    return FILE.sub(r"`\g<path>`", LINK.sub(one, text))
 
 
 def anchor(cell: str) -> str:

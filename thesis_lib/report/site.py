@@ -55,7 +55,7 @@ def assemble(pages: dict[str, dict], rows: dict[str, list[Path]]) -> Path:
     with open(source / "index.md", "a", encoding="utf-8") as index:
         for caption, numbers in CHAPTERS.items():
             index.write(_contents(caption, [name for name in pages if name.startswith(numbers)]))
-        index.write(_contents("The thesis", ["figures", "glossary", "statements"]))
+        index.write(_contents("The thesis", ["figures", "errors", "glossary", "statements"]))
         index.write(_contents("How to", sorted(f"guides/{file.stem}" for file in (source / "guides").glob("*.md"))))
     (source / "statements.md").write_text(_statements(), encoding="utf-8")
     # 3. The pages, each with a link to the rows that it shows, and these as files.
