@@ -7,6 +7,7 @@ html_theme = "sphinx_book_theme"
 html_title = "Thesis companion"
 html_theme_options = {"show_toc_level": 2, "use_download_button": False, "use_fullscreen_button": False,
                       "navbar_persistent": []}       # the search field stands in the sidebar
+html_static_path, html_css_files = ["_static"], ["site.css"]
 html_context = {"default_mode": "auto"}
 html_extra_path = ["extra"]                     # the result rows
 html_copy_source = False

@@ -23,3 +23,21 @@ def test_a_figure_without_bars_is_named():
     assert list(thesis.bars_of("3.2")["figure"].unique()) == ["3.2"]
     with pytest.raises(KeyError, match=r"figure '9\.9' has no bars; there are 3\.2, 3\.3, .* 3\.9, 3\.11, .* 4\.5"):
         thesis.bars_of("9.9")
+
+
+def test_a_bank_of_1000_rows_is_more_than_one_per_cent_of_one_category():
+    """Patches of level 2, 28 x 28 of a picture cropped to 224 pixels: the size of the file has no part in it."""
+    share = {name: 1000 / (784 * train) for name, (train, _) in thesis.mvtec_pictures().items()}
+    assert {name for name, value in share.items() if value > 0.01} == {"toothbrush"}
+    assert share["toothbrush"] == pytest.approx(0.0213, abs=5e-5)
+    assert sum(share.values()) / len(share) == pytest.approx(0.0062, abs=5e-5)      # the 0.6 % of the thesis
+    assert sum(784 / 1024 * value for value in share.values()) / len(share) == pytest.approx(0.0048, abs=5e-5)
+
+
+@pytest.mark.parametrize(("figure", "label", "bar"), [
+    ("3.4", "Layer 2", 96.986), ("3.5", "Layer 1 & 2 & 3", 97.367), ("3.5", "Layer 2 & 3", 97.517),
+    ("3.8", "Layer 2 & 3", 97.785), ("3.9", "RN18 Layer 2 & 3", 97.517), ("3.20", "Avg.-P. k=3 s=1 p=1", 97.763),
+    ("3.21", "Avg.-P. k=3 s=1 p=1", 97.517)])
+def test_bars_count_where_a_later_label_differs(figure, label, bar):
+    """The later state prints other labels, by 0.1, over bars that did not change."""
+    assert thesis.bars_of(figure).set_index("label").loc[label, "auroc_mvtec_pct"] == pytest.approx(bar, abs=1e-3)

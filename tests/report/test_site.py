@@ -1,5 +1,6 @@
 """The documentation site: what it refuses, and what a reader with a browser finds."""
 
+import html
 import json
 import re
 import shutil
@@ -8,7 +9,9 @@ from urllib.parse import unquote, urlparse
 import nbformat
 import pytest
 import yaml
+from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from PIL import Image
 
 from thesis_lib.batch.plan import plan
 from thesis_lib.batch.run import run
@@ -23,21 +26,38 @@ results.find("auroc", subject) or results.save("auroc", subject, {"image_auroc":
 print("measured")"""
 DRAW = """
 import matplotlib.pyplot as plt
+plt.figure(figsize=(9, 1))
+plt.plot([0, 1])
+plt.show()
+plt.figure(figsize=(3, 2))
 plt.plot([0, 1])
 plt.show()"""
+STAMP = """
+class stamp:
+    show = staticmethod(lambda: print("commit  0123456789ab"))
+stamp.show()"""
+LINE = "eighty_eight = " + "9" * 73         # characters
+TABLE = """
+import pandas
+pandas.DataFrame([["a long word of a table"] * 20])"""
+FORMULA = "$$ s = " + " + ".join(f"x_{{{number}}}" for number in range(60)) + " $$"
+LINKS = re.compile(r'(?:href|src)="([^"]+)"')
 
 
 def notebook(folder, name, title, *cells):
     head = new_code_cell("seeds: int = 5  # banks", metadata={"tags": ["parameters"]})
-    made = [new_markdown_cell(f"# {title}\n\nA formula: $s = \\max_p d_p$, and [the other](07_two.ipynb).\n\n## More")]
-    nbformat.write(new_notebook(cells=[*made, head, *map(new_code_cell, cells)]), folder / f"{name}.ipynb")
+    made = [new_markdown_cell(
+        f"# {title}\n\n**Thesis:** sec. 1. **Question:** what is <{name}>? A formula: $s = \\max_p d_p$, and "
+        f"[the other](07_two.ipynb).\n\n## More\n\n{FORMULA}")]
+    made += [head, *map(new_code_cell, [STAMP, LINE, *cells])]
+    nbformat.write(new_notebook(cells=made), folder / f"{name}.ipynb")
 
 
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory):
     """(folder of two notebooks, folder of outputs where they were executed)."""
     folder, outputs = tmp_path_factory.mktemp("notebooks"), tmp_path_factory.mktemp("outputs")
-    notebook(folder, "00_one", "00 One", MEASURE)
+    notebook(folder, "00_one", "00 One", MEASURE, TABLE)
     notebook(folder, "07_two", "07 Two", DRAW)
     (folder / "runs.yml").write_text(yaml.safe_dump({"demo": {"timeout_s": 100}}), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
@@ -80,7 +100,121 @@ def test_every_page_and_row_is_there(built):
     assert f'href="{row.name}"' in table and "patchcore" in table and "0.5" in table
     assert "1 result rows" in (built / "00_one.html").read_text(encoding="utf-8")
     assert not (built / "rows" / "07_two.html").exists()
+    for page in html_files(built):
+        assert not broken(page), page.name
     assert not re.search(r'(src|href)="https?://(?!pypi|github|arxiv|doi)[^"]*\.(js|css)"', start)
+
+
+def html_files(built):
+    """Every page of the site; below _static lie templates of the theme."""
+    return sorted(file for file in built.rglob("*.html") if "_static" not in file.parts)
+
+
+def broken(page):
+    """Links of a page to files, and to places in pages, that are not there."""
+    text, wrong = page.read_text(encoding="utf-8"), []
+    for link in LINKS.findall(text):
+        address = urlparse(html.unescape(link))
+        target = page.parent / unquote(address.path) if address.path else page
+        if address.scheme or link == "#":
+            continue
+        if not target.is_file():
+            wrong.append(link)
+        elif address.fragment and target.suffix == ".html":
+            there = text if target == page else target.read_text(encoding="utf-8")
+            if f'id="{unquote(address.fragment)}"' not in there:
+                wrong.append(link)
+    return wrong
+
+
+def test_the_opening_page_shows_each_page_by_a_figure_of_its_own(built):
+    start = (built / "index.html").read_text(encoding="utf-8")
+    for name, title in {"00_one": "00 One", "07_two": "07 Two"}.items():
+        assert re.search(rf'<a class="page-card" href="{name}.html"><b>(<img [^>]*>)?{title}</b>'
+                         rf"<span>what is &lt;{name}&gt;\?</span>", start)
+    assert [file.name for file in (built / "thumbnails").iterdir()] == ["07_two.png"]       # the other has no figure
+    with Image.open(built / "thumbnails" / "07_two.png") as shown:
+        assert shown.width <= site.CARD[0] and 1.3 < shown.width / shown.height < 1.8       # not the strip before it
+
+
+def test_a_page_links_its_neighbours_and_the_pages_on_the_thesis(built):
+    one, two = (BeautifulSoup((built / f"{name}.html").read_text(encoding="utf-8"), "html.parser")
+                for name in ("00_one", "07_two"))
+    assert one.select_one("a.right-next")["href"] == "07_two.html"
+    assert two.select_one("a.left-prev")["href"] == "00_one.html"
+    for page in (one, two):
+        related = next(text for text in page.find_all("p") if text.get_text().startswith("Related: "))
+        assert {"figures.html", "errors.html", "glossary.html"} <= {link["href"].partition("#")[0]
+                                                                      for link in related.find_all("a")}
+
+
+def test_related_pages_are_pages():
+    numbers = {file.name[:2] for file in (paths.root() / "notebooks").glob("[0-9][0-9]_*.ipynb")}
+    assert set(site.RELATED) == numbers == {number for chapter in site.CHAPTERS.values() for number in chapter}
+    for number, others in site.RELATED.items():
+        assert set(others) <= numbers - {number} and list(others) == sorted(set(others))
+
+
+def test_a_page_begins_with_its_idea(built, browser):
+    page = browser.new_page()
+    page.goto((built / "00_one.html").as_uri())
+    closed = page.locator("div.cell details:not([open])")
+    assert [text.strip() for text in closed.locator("summary").all_inner_texts()] == [
+        "Parameters", "Imports, and the stamp of the machine"]
+    assert not page.locator("text=0123456789ab").is_visible() and page.locator("text=eighty_eight").is_visible()
+    closed.locator("summary").last.click()
+    assert page.locator("text=0123456789ab").is_visible()
+    page.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_page_scrolls_sideways(built, browser, scheme):
+    """On a phone, and 88 characters of code are seen at once on a desktop."""
+    check_widths(built, browser, scheme)
+    with browser.new_context(viewport={"width": 390, "height": 844}, color_scheme=scheme) as phone:
+        page = phone.new_page()
+        page.goto((built / "00_one.html").as_uri())
+        code = page.locator("pre", has_text="eighty_eight")
+        assert code.evaluate("box => box.scrollWidth > box.clientWidth")        # it scrolls in its own box
+        light = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert sum(map(int, re.findall(r"\d+", light)[:3])) > 600 if scheme == "light" else 200
+    with browser.new_context(viewport={"width": 1280, "height": 800}, color_scheme=scheme) as desktop:
+        page = desktop.new_page()
+        page.goto((built / "00_one.html").as_uri())
+        assert len(LINE) == 88
+        code = page.locator("pre", has_text="eighty_eight")
+        assert code.evaluate("box => box.scrollWidth <= box.clientWidth")
+        page.close()
+
+
+def check_widths(built, browser, scheme):
+    """Every page in a window of 390 pixels: nothing of it is wider."""
+    with browser.new_context(viewport={"width": 390, "height": 844}, color_scheme=scheme) as phone:
+        page = phone.new_page()
+        for file in html_files(built):
+            page.goto(file.as_uri())
+            page.wait_for_load_state()
+            wide = page.evaluate("Math.max(document.documentElement.scrollWidth, document.body.scrollWidth)")
+            main = page.evaluate("(document.querySelector('main') || document.body).scrollWidth")
+            assert wide <= 390 and main <= 390, f"{file.name}: {wide} and {main} pixels"
+
+
+@pytest.mark.slow
+def test_the_committed_pages_make_a_site_without_a_broken_link(browser, monkeypatch, tmp_path):
+    """outputs/rendered, with the cells that were added since, unexecuted."""
+    monkeypatch.setenv("THESIS_OUTPUTS", str(tmp_path))
+    made = {}
+    for file in sorted((paths.root() / "notebooks").glob("[0-9][0-9]_*.ipynb")):
+        source, page = (json.loads((paths.root() / folder / file.name).read_text(encoding="utf-8"))
+                        for folder in ("notebooks", "outputs/rendered"))
+        known = {cell["id"] for cell in page["cells"]}
+        page["cells"] += [cell for cell in source["cells"] if cell["id"] not in known]
+        made[file.stem] = page
+    built = site.assemble(made, {name: [] for name in made}).parent
+    assert len(list((built / "thumbnails").iterdir())) == len(made) == 19
+    for page in html_files(built):
+        assert not broken(page), page.name
+    check_widths(built, browser, "light")
 
 
 def test_a_reader_finds_the_way(built, browser):

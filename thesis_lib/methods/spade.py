@@ -1,10 +1,11 @@
 """SPADE: the distance of a picture to its nearest training pictures, and of its patches to theirs.
 
 Nothing is learned but kept: of every training picture its pooled vector and its feature maps.
-Source: Cohen and Hoshen 2020 (arXiv 2005.02357); thesis sec. 2.6. Differs from the paper by default: the pooled vector
-is that of the deepest of `layers` (the paper's is the last level of the network, pooled=4). Nothing is random. Unlike
-byungjae89/SPADE-pytorch, the levels are joined as in the paper, where that averages a map of each, and nothing is added
-to the differences of two patches (there 1e-6 to each number, up to 3.4e-6 of a map).
+Source: Cohen and Hoshen 2020 (arXiv 2005.02357); thesis sec. 2.6. The image stage is DN2 (Bergman, Cohen and Hoshen
+2020, arXiv 2002.10445). Differs from the paper by default: the pooled vector is that of the deepest of `layers` (the
+paper's is the last level of the network, pooled=4). Nothing is random. Unlike byungjae89/SPADE-pytorch, the levels are
+joined as in the paper, where that averages a map of each, and nothing is added to the differences of two patches
+(there 1e-6 to each number, up to 3.4e-6 of a map).
 Letters: N training pictures, B pictures, P positions, D embedding, K nearest pictures, kappa nearest patches.
 """
 

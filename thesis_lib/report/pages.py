@@ -15,6 +15,7 @@ from thesis_lib.core import files, paths
 from thesis_lib.core.errors import ThesisError
 
 LIMIT_MB = 1.5
+DIRTY = re.compile(r"commit +[0-9a-f]{12}-dirty")       # as core.stamp.show prints it
 
 
 class PageError(ThesisError):
@@ -45,7 +46,11 @@ def page(task: Task) -> str:
     if not up_to_date(task):
         raise PageError(f"{task.name}: stale, its source, parameters, data, packages or the library have changed "
                           "since it was executed; `thesis run` does it again")
-    return shown(task.name, nbformat.read(task.output, as_version=4))
+    text = shown(task.name, nbformat.read(task.output, as_version=4))
+    if DIRTY.search(text):
+        raise PageError(f"{task.name}: its stamp says -dirty, so tracked files differed from the commit that it names: "
+                        f"commit them, then `thesis run --only {task.name.partition('@')[0]} --force`")
+    return text
 
 
 def shown(name: str, notebook: nbformat.NotebookNode) -> str:

@@ -209,6 +209,19 @@ def stage_times(figure: str, times: Mapping[str, dict]) -> pd.DataFrame:
     return table.assign(total=table.sum(axis=1))
 
 
+def head(text: str) -> tuple[str, str, str]:
+    """Title, thesis section and question of a notebook's first cell; ThesisError where it lacks one.
+
+    >>> head("# 02 AUROC\\n\\n**Thesis:** sec. 2.3. **Question:** how sure is it? More.")
+    ('02 AUROC', 'sec. 2.3.', 'how sure is it?')
+    """
+    found = re.match(r"# (.*?) \*\*Thesis:\*\* (.*?) \*\*Question:\*\* (.*?\?)", " ".join(text.split()))
+    if found is None:
+        raise ThesisError("the first cell needs a title, **Thesis:** with a section, and **Question:**")
+    title, section, question = found.groups()
+    return title, section, question
+
+
 def contents(profile: str) -> pd.DataFrame:
     """One line per notebook: link, thesis section, question, and the first sentence of its last conclusion.
 
@@ -217,11 +230,11 @@ def contents(profile: str) -> pd.DataFrame:
     """
     lines = []
     for source in sorted(paths.notebooks().glob("[0-9][0-9]_*.ipynb")):
-        head = " ".join("".join(json.loads(source.read_text(encoding="utf-8"))["cells"][0]["source"]).split())
-        match = re.match(r"# (.*?) \*\*Thesis:\*\* (.*?) \*\*Question:\*\* (.*?\?)", head)
-        if match is None:
-            raise ThesisError(f"{source}: the first cell needs a title, **Thesis:** with a section, and **Question:**")
-        title, section, question = match.groups()
+        first = json.loads(source.read_text(encoding="utf-8"))["cells"][0]
+        try:
+            title, section, question = head("".join(first["source"]))
+        except ThesisError as error:
+            raise ThesisError(f"{source}: {error}") from None
         lines.append({"notebook": f"[{title}]({source.name})", "thesis": section.rstrip("."), "question": question,
                       "result": _conclusion(paths.executed(profile) / source.name)})
     return pd.DataFrame(lines)
