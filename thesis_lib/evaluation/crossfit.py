@@ -77,13 +77,19 @@ def plan(detector: Detector, samples: Sequence[Sample], order: str = "blocks", m
                     f"{len(held)} of {count} training pictures, drawn by the seed, which were not learned from", order)
     if count < 2:
         raise ThesisError(f"{count} training picture: a score of it needs others to learn from, so at least 2")
-    numbers = sorted(everything, key=lambda number: _natural(samples[number]))
+    numbers = sorted(everything, key=lambda number: natural(samples[number]))
     if order == "shuffled":
         numbers = np.random.default_rng(seed_of("split", detector.seed)).permutation(count).tolist()
     folds = tuple(tuple(sorted(fold.tolist())) for fold in np.array_split(numbers, min(most, count)))
     few = f", as there are fewer than {most}" if count < most else ""
     return Plan(folds, everything, (), f"all {count} training pictures, each scored after learning from the others but "
                 f"its fold; {len(folds)} folds of {ORDERS[order]}{few}", order)
+
+
+def natural(sample: Sample) -> tuple[str, list[tuple[int, str]]]:
+    """Folder and name, with digits as numbers: 9.png stands before 10.png."""
+    pieces = re.split(r"(\d+)", sample.path.name)
+    return str(sample.path.parent), [(int(piece), "") if piece.isdigit() else (-1, piece) for piece in pieces]
 
 
 def other(order: str) -> str:
@@ -274,9 +280,3 @@ class Joined(Stored):
 def joined(maps: Stored, added: Stored | None) -> Stored:
     """Both, or the maps alone where nothing is added."""
     return maps if added is None else Joined(maps, added)
-
-
-def _natural(sample: Sample) -> tuple[str, list[tuple[int, str]]]:
-    """Folder and name, with digits as numbers: 9.png stands before 10.png."""
-    pieces = re.split(r"(\d+)", sample.path.name)
-    return str(sample.path.parent), [(int(piece), "") if piece.isdigit() else (-1, piece) for piece in pieces]
