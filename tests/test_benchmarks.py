@@ -12,6 +12,7 @@ from benchmarks import (
     bench_methods,
     bench_picture,
     bench_promise,
+    bench_rectangle,
     bench_search,
     bench_training,
     common,
@@ -283,6 +284,39 @@ def test_how_often_a_promise_holds_is_printed_and_stored(make_category, capsys, 
         assert 0 < line["expected"] <= line["asked"] and 0 <= line["true"] <= 1 and np.isfinite(line["shift"])
     assert row["parameters.embedding"] == "avg_k3_s2_p1" and row["protocol.rounds"] == 3
     assert "expected" in capsys.readouterr().out
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    """Sizes of a quarter of the pixels each way; parts are drawn as they are."""
+    monkeypatch.setattr(bench_rectangle, "SIZES", {"64": 64, "96": 96, "64x160": (64, 160)})
+    monkeypatch.setattr(bench_rectangle, "RECTANGLE", (64, 160))
+    monkeypatch.setattr(bench_rectangle, "LARGE", (128, 320))
+
+
+def test_a_rectangle_is_held_against_squares_tiles_and_a_device(small_parts, capsys):
+    bench_rectangle.main(["--train", "5", "--test", "2", "--seeds", "2", "--rounds", "2", "--tiles", "1x2", "--tiled",
+                          "2", "--contrast", "200", "--width", "8", "--methods", "patchcore"])
+    lines, row = stored("rectangle")
+    assert [line["pictures"] for line in lines] == [
+        "64", "96", "64x160", "64x160 minus 64", "64x160 minus 96", "128x320", "128x320, 1x2 tiles", "64x160, device"]
+    square, _, rectangle, difference, *_, whole, tiled, device = lines
+    assert rectangle["raw_all"][0] == 1, "so wide a scratch is found"
+    assert difference["raw_all"][0] == pytest.approx(rectangle["raw_all"][0] - square["raw_all"][0])
+    assert tiled["raw_all"] == whole["raw_all"] and whole["ratio"] == 1 and min(whole["mb"], tiled["mb"]) > 0
+    assert device["difference"] < 1e-4 and row["protocol.contrast"] == 200
+    assert "64x160 minus 96" in capsys.readouterr().out
+
+
+def test_a_scratch_runs_along_or_across_and_its_stream_is_its_own(tmp_path):
+    rng = np.random.default_rng(0)
+    for kind, long in (("along", 0), ("across", 1)):
+        rows, columns = np.nonzero(bench_rectangle.scratch(rng, kind, 1.5) > 0.5)
+        sides = np.ptp(rows), np.ptp(columns)
+        assert 35 < sides[long] < 95 and sides[1 - long] < 12
+    for name, good in (("few", 1), ("more", 2)):
+        bench_rectangle.write(tmp_path / name, {"train/good": good, "test/along": 1}, 35, 1.5, seed=0)
+    assert (tmp_path / "few/test/along/000.png").read_bytes() == (tmp_path / "more/test/along/000.png").read_bytes()
 
 
 def test_rows_of_two_folders_are_held_side_by_side(tmp_path, make_category, capsys):

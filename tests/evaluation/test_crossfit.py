@@ -22,6 +22,7 @@ pytestmark = pytest.mark.usefixtures("networks_built_once")
 
 CROSS_FITTED = {
     "patchcore": PatchCore(weights="random", layers=(1,), bank=20, scaling="normalise_weight"),
+    "unscaled": PatchCore(weights="random", layers=(1,), bank="2%"),
     "padim": PaDiM(weights="random", layers=(1,), embedding="avg_k3_s2_p1", channels=8),
     "diagonal": PaDiM(weights="random", layers=(1,), embedding="avg_k3_s2_p1", channels=8, covariance="diagonal"),
     "spade": SPADE(weights="random", layers=(1,), k=3)}

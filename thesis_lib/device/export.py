@@ -100,7 +100,8 @@ def export(detector: Detector, category: Category, preprocess: Preprocess, folde
             "format": bundle.FORMAT, "library": stamp.stamp()["library"],
             "preprocess": asdict(preprocess) | {"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
             "score": "max", "pictures": [*names, *on_way], "whole_way": on_way, "added": [], "engines": {}}
-        light = [drift.of_picture(preprocess.array(sample.path)) for sample in category.train]
+        taken = sorted(category.train, key=crossfit.natural)
+        light = [drift.of_picture(preprocess.array(sample.path)) for sample in taken]
         if isinstance(detector, PatchCore):
             facts["distance"] = detector.distance
         if isinstance(detector, PaDiM):
@@ -111,6 +112,8 @@ def export(detector: Detector, category: Category, preprocess: Preprocess, folde
         learned = replace(category, train=(*category.train, *added))
         # Good ones first, as `tested` gives their scores.
         tried = sorted(category.test, key=lambda sample: sample.label) or evenly(category.train, CANDIDATES)
+        of_medians = [category.train[number] for number in planned.held or range(len(category.train))]
+        in_order = sorted(range(len(of_medians)), key=lambda number: crossfit.natural(of_medians[number]))
         wholes: dict[str, Detector] = {}
         scored: dict[str, np.ndarray] = {}
         for name, made in make(detector, category.train, preprocess, batch_size, example, planned, added):
@@ -126,7 +129,7 @@ def export(detector: Detector, category: Category, preprocess: Preprocess, folde
             facts["engines"][name] = {
                 **_promised(promised, made, order),
                 "bands": drift.bands({value: [one[value] for one in light] for value in light[0]}
-                                     | {drift.MAP: made.medians}),
+                                     | {drift.MAP: np.asarray(made.medians)[in_order]}),
                 "scores": _scores(made.whole, facts["pictures"], work, preprocess),
                 "subject": subject | {"engine": {"reduce_range": True} if name == "int8" else None}}
             if made.without is not None and made.before is not None:

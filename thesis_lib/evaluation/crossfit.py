@@ -7,6 +7,7 @@ does not, and promises broke (docs/guides/measurements.md). PaDiM's scores are w
 A detector that is trained keeps back a share of the pictures for this and learns once.
 """
 
+import copy
 import itertools
 import logging
 import re
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from thesis_lib.core import memory
 from thesis_lib.core.errors import ThesisError
 from thesis_lib.core.parameters import one_of
 from thesis_lib.core.preprocess import Preprocess, Sample
@@ -27,6 +29,7 @@ from thesis_lib.evaluation import gaussians, thresholds
 from thesis_lib.evaluation.thresholds import Promise
 from thesis_lib.methods.base import Detector, Prediction, blur
 from thesis_lib.methods.padim import PaDiM
+from thesis_lib.methods.patchcore import PatchCore
 from thesis_lib.methods.trained import Trained, held_out
 from thesis_lib.networks import backbones, engines
 from thesis_lib.networks.backbones import Features
@@ -77,13 +80,19 @@ def plan(detector: Detector, samples: Sequence[Sample], order: str = "blocks", m
                     f"{len(held)} of {count} training pictures, drawn by the seed, which were not learned from", order)
     if count < 2:
         raise ThesisError(f"{count} training picture: a score of it needs others to learn from, so at least 2")
-    numbers = sorted(everything, key=lambda number: _natural(samples[number]))
+    numbers = sorted(everything, key=lambda number: natural(samples[number]))
     if order == "shuffled":
         numbers = np.random.default_rng(seed_of("split", detector.seed)).permutation(count).tolist()
     folds = tuple(tuple(sorted(fold.tolist())) for fold in np.array_split(numbers, min(most, count)))
     few = f", as there are fewer than {most}" if count < most else ""
     return Plan(folds, everything, (), f"all {count} training pictures, each scored after learning from the others but "
                 f"its fold; {len(folds)} folds of {ORDERS[order]}{few}", order)
+
+
+def natural(sample: Sample) -> tuple[str, list[tuple[int, str]]]:
+    """Folder and name, with digits as numbers: 9.png stands before 10.png."""
+    pieces = re.split(r"(\d+)", sample.path.name)
+    return str(sample.path.parent), [(int(piece), "") if piece.isdigit() else (-1, piece) for piece in pieces]
 
 
 def other(order: str) -> str:
@@ -108,19 +117,43 @@ def fitted_folds(detector: Detector, network: backbones.Backbone | engines.Expor
                  folds: Iterable[Sequence[int]], added: Stored | None = None) -> Iterator[tuple[Detector, "Part"]]:
     """For each fold a detector that has learned from the other pictures, and the feature maps of the fold.
 
-    added: maps of pictures that every fold learns from and none scores.
+    added: maps of pictures that every fold learns from and none scores. The patches of PatchCore are made once for all
+    folds, where every picture has the same number of them.
     """
+    learn = _from_patches(detector, network, joined(maps, added)) if _same_patches(detector, maps) else None
     for number, fold in enumerate(folds := list(folds), 1):
         others = set(range(len(maps.samples))) - set(fold)
         log.info("fold %d of %d: learns from %d pictures, scores %d", number, len(folds), len(others), len(fold))
-        yield fitted(detector, network, joined(Part(maps, others), added)), Part(maps, fold)
+        yield (learn(fold) if learn else fitted(detector, network, joined(Part(maps, others), added))), Part(maps, fold)
+
+
+def _same_patches(detector: Detector, maps: Stored) -> bool:
+    """Whether the patches of a picture do not depend on what else is learned, and all of them count."""
+    return (isinstance(detector, PatchCore) and detector.scaling == "none"
+            and not (maps.preprocess and maps.preprocess.masked))
+
+
+def _from_patches(detector: Detector, network: backbones.Backbone | engines.Exported,
+                  maps: Stored) -> Callable[[Sequence[int]], Detector]:
+    """What gives the detector that has learned from all but the pictures of a fold, from patches gathered once."""
+    gathered = replace(detector)
+    gathered.backbone_ = network.cut(gathered.levels)
+    patches = gathered.gather_nominal(maps)
+    places = len(patches) // len(maps.samples)
+
+    def learn(fold: Sequence[int]) -> Detector:
+        others = (torch.from_numpy(np.array(patches[number * places:(number + 1) * places]))
+                  for number in range(len(maps.samples)) if number not in fold)
+        return copy.copy(gathered).learn(memory.on_disk(others))
+
+    return learn
 
 
 def fitted(detector: Detector, network: backbones.Backbone | engines.Exported, maps: Extracted | Stored) -> Detector:
     """A copy of the detector that has learned from these maps, which are of this network."""
-    copy = replace(detector)
-    copy.backbone_ = network.cut(copy.levels)
-    return copy.learn(copy.gather_nominal(maps))
+    learner = replace(detector)
+    learner.backbone_ = network.cut(learner.levels)
+    return learner.learn(learner.gather_nominal(maps))
 
 
 def left_out(detector: Detector, network: backbones.Backbone | engines.Exported, maps: Stored,
@@ -131,8 +164,8 @@ def left_out(detector: Detector, network: backbones.Backbone | engines.Exported,
     Those of PaDiM come at once, without a fit for each fold, where every pixel counts.
     """
     if isinstance(detector, PaDiM) and not (maps.preprocess and maps.preprocess.masked):
-        copy = replace(detector)
-        heat = gaussians.left_out(copy, copy.gather_nominal(joined(maps, added)), folds)
+        padim = replace(detector)
+        heat = gaussians.left_out(padim, padim.gather_nominal(joined(maps, added)), folds)
         scores = blur(heat, detector.sigma).flatten(1).amax(dim=1)
         yield tuple(sorted(itertools.chain.from_iterable(folds))), [Prediction(scores, heat)]
         return
@@ -274,9 +307,3 @@ class Joined(Stored):
 def joined(maps: Stored, added: Stored | None) -> Stored:
     """Both, or the maps alone where nothing is added."""
     return maps if added is None else Joined(maps, added)
-
-
-def _natural(sample: Sample) -> tuple[str, list[tuple[int, str]]]:
-    """Folder and name, with digits as numbers: 9.png stands before 10.png."""
-    pieces = re.split(r"(\d+)", sample.path.name)
-    return str(sample.path.parent), [(int(piece), "") if piece.isdigit() else (-1, piece) for piece in pieces]

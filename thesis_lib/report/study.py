@@ -83,13 +83,14 @@ def _comparison(study: Study) -> str:
     auroc, here = f"image AUROC (95 % interval){alike}", "here: median (quartiles)"
     lines = pd.DataFrame([{
         "": number, "configuration": line.rung.name,
+        auroc: _quality(line, not alike),
+        here: f"{milliseconds(line.here.ms)} ({study_words.spread(line.here.low, line.here.high)})",
+        "Pi 4B, predicted": _predicted(line),
         "remark": ", ".join(filter(None, (
             "recommended" if study.ranked and line is study.chosen else "looked at" if line is study.looked_at else "",
             marks.get(id(line), ""),
-            "over the budget" if study.budget_ms is not None and not line.ms <= study.budget_ms else ""))),
-        auroc: _quality(line, not alike),
-        here: f"{milliseconds(line.here.ms)} ({study_words.spread(line.here.low, line.here.high)})",
-        "Pi 4B, predicted": _predicted(line)} for number, line in enumerate(study.lines, 1)])
+            "over the budget" if study.budget_ms is not None and not line.ms <= study.budget_ms else "")))}
+        for number, line in enumerate(study.lines, 1)])
     marked = study.lines.index(study.looked_at)
     if not study.ranked:
         return ("<h2>What was tried</h2><p>The cheapest stands first. Nothing is ranked: an AUROC needs defective "

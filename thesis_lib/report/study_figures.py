@@ -85,13 +85,14 @@ def operating(study: Study) -> Figure:
     if len(close.good):
         won = Wins.of(close.good, close.bad)
     assert won is not None
-    axis.step(*won.roc(), where="post", color="black", lw=1.3)
+    alarms, found = won.roc()
+    axis.step([0, *alarms], [0, *found], where="post", color="black", lw=1.3)       # up from nothing, where points lie
     axis.plot([0, 1], [0, 1], color="0.7", lw=0.8, ls=":")
-    alarms = close.good if len(close.good) else close.nominal
+    nominal = close.good if len(close.good) else close.nominal
     at: dict[tuple[float, float], list[str]] = {}
     for rate, promised in close.promises().items():
         if isinstance(promised, Promise):
-            place = float((alarms > promised.threshold).mean()), float((close.bad > promised.threshold).mean())
+            place = float((nominal > promised.threshold).mean()), float((close.bad > promised.threshold).mean())
             at.setdefault(place, []).append(percent(rate))
     for (place, rates), marker in zip(at.items(), "Dosv^", strict=False):
         axis.plot(*place, marker, ms=7, color=BAD, mfc="none", mew=1.6,

@@ -76,9 +76,11 @@ def _sure(study: Study, line: Line) -> str:
     width = max(line.high - line.low, lowest_shown(min(line.pictures)))     # the first is 0 where nothing overlaps
     sure = ("little more than a guess" if not width <= 0.2 else "a first indication" if width > 0.08
             else "fairly sure")
-    expected = "" if math.isnan(study.optimism) else (
-        f"; choosing among {len(study.lines)} by the very pictures that judge them flatters the best of them by some "
-        f"{100 * max(study.optimism, 0):.1f} points")
+    points = 100 * study.optimism
+    flattered = "hardly" if points < 0.05 else f"by some {points:.1f} points"
+    expected = "" if math.isnan(points) else (
+        f"; choosing among {len(study.lines)} by the very pictures that judge them flatters the best of them "
+        f"{flattered}")
     return f"By {tested} this is {sure}, for parts and light like these{expected}."
 
 
