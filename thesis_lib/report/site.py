@@ -23,14 +23,15 @@ from thesis_lib.report import cells, tables
 from thesis_lib.report.pages import page
 
 CHAPTERS = {"Begin here": ("00",), "Chapter 2, foundations": ("01", "02", "03", "04", "05", "06"),
-            "Chapter 3, PatchCore": ("07", "08", "09", "10", "11"),
+            "Chapter 3, PatchCore": ("07", "08", "09", "10", "11"), "Chapters 2 and 3 on real pictures": ("19",),
             "Chapters 4 and 5, trained detectors": ("12", "13", "14"),
             "The small computer, summary, limits": ("15", "16", "17"), "Your own pictures": ("18",)}
 RELATED = {"00": ("16", "18"), "01": ("02", "18"), "02": ("01", "18"), "03": ("10", "11", "17"),
            "04": ("13", "15", "17"), "05": ("06", "07"), "06": ("05", "07"), "07": ("05", "08", "09"),
            "08": ("07", "17"), "09": ("03", "07"),
            "10": ("03", "11"), "11": ("10", "13"), "12": ("11", "13"), "13": ("04", "11", "12"), "14": ("07", "13"),
-           "15": ("04", "16", "17"), "16": ("00", "15"), "17": ("08", "15"), "18": ("02", "16")}
+           "15": ("04", "16", "17"), "16": ("00", "15"), "17": ("08", "15"), "18": ("02", "16"),
+           "19": ("03", "09", "16")}
 THESIS = {"figures": "Figures and tables of the thesis", "errors": "What it gets wrong", "glossary": "Glossary"}
 CARD = (480, 320)           # pixels of a picture on the opening page, at most
 FOLDED = {"parameters": "Parameters", "injected-parameters": "Parameters of this execution"}
