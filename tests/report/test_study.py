@@ -12,7 +12,7 @@ from thesis_lib import data
 from thesis_lib.core.errors import ThesisError
 from thesis_lib.evaluation import ladder, study
 from thesis_lib.report import study as page
-from thesis_lib.report import study_figures
+from thesis_lib.report import study_figures, study_words
 
 ASKED = {"weights": "random", "pictures": 1, "seeds": 1}
 
@@ -92,12 +92,16 @@ def test_points_of_one_threshold_are_one_point(make_category, tmp_path):
     """With 6 pictures every promise is the same threshold, or none."""
     whole, _ = written(data.scan(make_category(train=30, good=3, bad=3), "pad"), tmp_path / "page", quick=True)
     axis = study_figures.operating(whole).axes[0]
+    curve = axis.lines[0]
+    assert (curve.get_xdata()[0], curve.get_ydata()[0]) == (0, 0), "points without a false alarm lie on it, too"
     told = [line.get_label() for line in axis.lines if "threshold" in str(line.get_label())]
     places = [tuple(map(float, (line.get_xdata()[0], line.get_ydata()[0]))) for line in axis.lines
               if "threshold" in str(line.get_label())]
     assert len(set(places)) == len(places)
     promised = [rate for rate, found in whole.examined.promises().items() if not isinstance(found, str)]
     assert sum(label.count("%") for label in told) == len(promised) > 1
+    for optimism, said in ((0.0004, "them hardly"), (-0.01, "them hardly"), (0.0123, "some 1.2 points")):
+        assert said in study_words.recommendation(replace(whole, optimism=optimism))
 
 
 def test_numbers_of_a_figure_cover_neither_each_other_nor_a_point(make_category, tmp_path):
