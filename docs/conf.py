@@ -12,6 +12,7 @@ html_context = {"default_mode": "auto"}
 html_extra_path = ["extra"]                     # the result rows
 html_copy_source = False
 html_show_search_summary = False                # a page on disk may not fetch another one
+nb_render_markdown_format = "myst"              # what a cell displays as Markdown has tables, formulas and links, too
 nb_execution_mode = "off"                       # the notebooks were executed by `thesis run`
 nb_ipywidgets_js = {}                           # their script would come from a server
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]

@@ -40,7 +40,7 @@ LINE = "eighty_eight = " + "9" * 73         # characters
 TABLE = """
 import pandas
 from IPython.display import Markdown, display
-display(Markdown("[a link that is displayed](07_two.ipynb)"))
+display(Markdown("[a link that is displayed](07_two.ipynb)\\n\\n| a | b |\\n|---|---|\\n| $x$ | told |"))
 pandas.DataFrame([["a long word of a table"] * 20])"""
 FORMULA = "$$ s = " + " + ".join(f"x_{{{number}}}" for number in range(60)) + " $$"
 LINKS = re.compile(r'(?:href|src)="([^"]+)"')
@@ -148,6 +148,12 @@ def test_a_page_links_its_neighbours_and_the_pages_on_the_thesis(built):
         related = next(text for text in page.find_all("p") if text.get_text().startswith("Related: "))
         assert {"figures.html", "errors.html", "glossary.html"} <= {link["href"].partition("#")[0]
                                                                       for link in related.find_all("a")}
+
+
+def test_displayed_markdown_has_links_tables_and_formulas(built):
+    page = BeautifulSoup((built / "00_one.html").read_text(encoding="utf-8"), "html.parser")
+    assert page.find("a", string="a link that is displayed")["href"] == "07_two.html"
+    assert page.find("td", string="told") and page.select_one("div.cell_output td span.math")
 
 
 def test_related_pages_are_pages():

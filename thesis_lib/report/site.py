@@ -4,7 +4,6 @@ import base64
 import html
 import io
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -78,7 +77,7 @@ def assemble(pages: dict[str, dict], rows: dict[str, list[Path]]) -> Path:
     (source / "statements.md").write_text(_statements(), encoding="utf-8")
     # 3. The pages, each with a link to the rows that it shows, and these as files.
     for name, content in pages.items():
-        shown = _anchored(_linked(_folded(cell)) for cell in content["cells"])
+        shown = _anchored(map(_folded, content["cells"]))
         link = "---\n" + _related(name, heads)
         if rows[name]:
             link += f" The numbers of this page: [{len(rows[name])} result rows](rows/{name}.md)."
@@ -146,16 +145,6 @@ def _folded(cell: dict) -> dict:
         return cell
     prompts = {"code_prompt_show": title, "code_prompt_hide": title}
     return cell | {"metadata": cell["metadata"] | {"tags": [*tags, "hide-cell"], "mystnb": prompts}}
-
-
-def _linked(cell: dict) -> dict:
-    """The cell with links between pages in what it displayed as Markdown, which Sphinx leaves as they are, to HTML."""
-    outputs = [dict(output) for output in cell.get("outputs", [])]
-    for output in outputs:
-        if "text/markdown" in output.get("data", {}):
-            text = re.sub(r"\]\((\w+)\.ipynb\b", r"](\1.html", "".join(output["data"]["text/markdown"]))
-            output["data"] = output["data"] | {"text/markdown": text}
-    return cell | {"outputs": outputs} if outputs else cell
 
 
 def _anchored(page_cells: Iterable[dict]) -> list[dict]:
