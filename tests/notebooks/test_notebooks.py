@@ -183,7 +183,6 @@ def test_the_committed_set_is_whole_and_shows_no_machine():
         assert re.search(r'"exception": (null|false)', text) and '"execution_count": 3' in text
 
 
-@pytest.mark.xfail(strict=True, reason="00, 16 and 18 are of a run with changed files: `thesis render` refuses them")
 def test_no_committed_page_is_of_changed_files():
     for file in sorted((paths.root() / "outputs" / "rendered").glob("*.ipynb")):
         assert not pages.DIRTY.search(file.read_text(encoding="utf-8")), file.name
