@@ -13,7 +13,8 @@ from thesis_lib.training.descent import descend
 REACH = 100_000         # numbers of a stream that a training may use; the longest has 70 000 steps
 # What draws from the plain seed: each for one purpose alone, and no training among them.
 PLAIN = {"networks/backbones.py", "patches/coreset.py", "methods/padim.py", "evaluation/metrics.py", "core/timing.py",
-         "data/scenes.py", "evaluation/wins.py", "evaluation/robustness.py", "evaluation/verdicts.py"}
+         "data/scenes.py", "evaluation/wins.py", "evaluation/robustness.py", "evaluation/verdicts.py",
+         "device/drift.py"}
 
 
 def test_no_two_purposes_meet():
