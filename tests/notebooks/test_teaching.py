@@ -11,7 +11,7 @@ from thesis_lib.batch import worker
 from thesis_lib.batch.plan import parameters_of, plan
 from thesis_lib.core import paths
 
-TAUGHT = ("01", "02")              # pages that have all of it
+TAUGHT = ("01", "02", "05")              # pages that have all of it
 WIDTH = 88
 SOLUTION = re.compile(r"<summary>Solution</summary>\n\n```python\n(.*?)\n```\n\n</details>", re.DOTALL)
 

@@ -5,6 +5,7 @@ file to write. Notebooks are read here and never executed.
 """
 
 import ast
+import itertools
 import json
 import logging
 import os
@@ -79,8 +80,8 @@ class Task:
 def parameters_of(notebook: str | Path) -> dict[str, Parameter]:
     """name -> (default, type, help) of the one code cell tagged `parameters`; read, never executed.
 
-    Each of its lines is `name: type = literal  # help`; anything else raises BatchError: what is derived here
-    would not follow an injected parameter.
+    Each of its lines is `name: type = literal  # help`, and lines of comment below go on with the help; anything else
+    raises BatchError: what is derived here would not follow an injected parameter.
     """
     where = f"{Path(notebook).name}: parameters cell"
     tagged = [cell for cell in _cells(notebook) if "parameters" in _tags(cell)]
@@ -102,8 +103,9 @@ def parameters_of(notebook: str | Path) -> dict[str, Parameter]:
         if name in declared:
             raise BatchError(f"{where}: {name} is assigned twice")
         rest = line.encode()[node.end_col_offset:].decode()             # the offset counts bytes
-        declared[name] = (values.typed(f"{where}: {name}", default, annotation), annotation,
-                          rest.partition("#")[2].strip())
+        below = itertools.takewhile(lambda line: line.lstrip().startswith("#"), lines[node.end_lineno:])
+        comment = " ".join([rest.partition("#")[2].strip(), *(line.strip(" #") for line in below)])
+        declared[name] = values.typed(f"{where}: {name}", default, annotation), annotation, comment.strip()
     return declared
 
 
