@@ -81,9 +81,9 @@ def test_parameters_are_read_with_type_and_help(folder):
     assert parameters_of(folder / "01_one.ipynb") == {
         "seeds": (5, "int", "memory banks"), "rate": (0.1, "float", ""),
         "category": ("granulate", "str | None", '"#" or folder')}
-    write(folder, "03_long", parameters="seeds: int = 5  # one |\n# two,\n#   of three\nnames: list = []\n# all of them")
+    write(folder, "03_long", parameters="seeds: int = 5  # one |\n# two,\n#   of three\nnames: list = []\n# all")
     assert parameters_of(folder / "03_long.ipynb") == {
-        "seeds": (5, "int", "one | two, of three"), "names": ([], "list", "all of them")}
+        "seeds": (5, "int", "one | two, of three"), "names": ([], "list", "all")}
 
 
 @pytest.mark.parametrize(("source", "told"), [

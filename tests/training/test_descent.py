@@ -301,11 +301,14 @@ def test_wrong_parameters_are_named(options, message):
         Darkness(**options)
 
 
-@pytest.mark.parametrize(("units", "expected"), [
-    ({"amx_bf16": True, "avx2": True}, "bfloat16"), ({"avx512_bf16": True}, "bfloat16"),
-    ({"amx_bf16": False, "avx512_f": True}, "float32"), ({}, "float32")])
-def test_a_row_names_the_precision_that_auto_has_chosen(monkeypatch, units, expected):
+@pytest.mark.parametrize(("units", "told", "expected"), [
+    ({"amx_bf16": True, "avx2": True}, "AVX512", "bfloat16"), ({"avx512_bf16": True}, "AVX512", "bfloat16"),
+    ({"amx_bf16": False, "avx512_f": True}, "AVX512", "float32"), ({}, "AVX2", "float32"), ({}, "DEFAULT", "float32"),
+    ({"avx512_bf16": True}, "AVX2", "float32")])
+def test_a_row_names_the_precision_that_auto_has_chosen(monkeypatch, units, told, expected):
+    """Units that torch is told to leave alone (ATEN_CPU_CAPABILITY) count as missing."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units, raising=False)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: told)
     chosen = Darkness(precision="auto")
     assert chosen.parameters(identity_only=True)["precision"] == expected == chosen.precision
     assert Darkness(precision="float32").precision == "float32"

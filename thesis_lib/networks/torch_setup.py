@@ -38,6 +38,9 @@ def has_bfloat16(torch_device: str) -> bool:
     """Whether it multiplies in bfloat16 by itself; others imitate it, slower than float32."""
     if torch_device.startswith("cuda"):
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    # The processor has units that torch leaves alone where ATEN_CPU_CAPABILITY says so; oneDNN then imitates them.
+    if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
+        return False
     capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()      # an older torch cannot tell
     return any(capabilities.get(unit) for unit in ("amx_bf16", "avx512_bf16"))
 
