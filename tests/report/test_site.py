@@ -220,7 +220,8 @@ def test_the_committed_pages_make_a_site_without_a_broken_link(browser, monkeypa
         made[file.stem] = page
     built = site.assemble(made, {name: [] for name in made}).parent
     drawn = {name for name, page in made.items()
-             if any("image/png" in output.get("data", {}) for cell in page["cells"] for output in cell.get("outputs", []))}
+             if any("image/png" in output.get("data", {})
+                    for cell in page["cells"] for output in cell.get("outputs", []))}
     assert {file.stem for file in (built / "thumbnails").iterdir()} == drawn and len(drawn) >= 19
     for page in html_files(built):
         assert not broken(page), page.name
